@@ -1,0 +1,1 @@
+"""The HTTP surface: pure ASGI middleware and one endpoint function per route."""
