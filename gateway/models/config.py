@@ -1,0 +1,70 @@
+"""`model.toml`: what a model's owner decides about all of its versions."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from gateway.models.manifest import is_alias
+
+Positive = Annotated[int, Meta(ge=1)]
+
+
+class VersionRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which versions are wanted: the `count` latest, all, or those of the list `only`."""
+
+    policy: Literal["latest", "all", "specific"] = "latest"
+    count: Positive = 1
+    only: tuple[Positive, ...] = ()
+
+
+class SessionRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """ONNX Runtime options. `intra_op_threads` 0: the share of the cores that this machine gives a session.
+
+    With `memory_arena` and `memory_pattern` off, models of variable shapes give memory back, at some cost in latency.
+    """
+
+    intra_op_threads: Annotated[int, Meta(ge=0, le=256)] = 0
+    memory_arena: bool = True
+    memory_pattern: bool = True
+
+
+class Batching(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Whether rows of several requests may run together, where quarantine proved that they may, and how many."""
+
+    enabled: bool = True
+    max_rows: Annotated[int, Meta(ge=1, le=65536)] = 64
+
+
+class OutputRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is known of one output: class names by index, for the classification extension."""
+
+    labels: tuple[str, ...] = ()
+
+
+class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A whole `model.toml`; an absent file is all defaults. `nonfinite_inputs`: what NaN in an input gets."""
+
+    description: str = ""
+    versions: VersionRule = VersionRule()
+    aliases: dict[str, Positive] = {}
+    session: SessionRule = SessionRule()
+    batching: Batching = Batching()
+    outputs: dict[str, OutputRule] = {}
+    nonfinite_inputs: Literal["accept", "refuse"] = "accept"
+
+
+def parse(data: bytes) -> ModelConfig:
+    """Read a `model.toml`. Raises ValueError with one sentence that names the key."""
+    try:
+        config = msgspec.toml.decode(data, type=ModelConfig)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"model.toml is not valid: {error}") from None
+    for alias in config.aliases:
+        if not is_alias(alias):
+            raise ValueError(f"model.toml: alias {alias[:64]!r} must be a small letter and up to 31 of a-z 0-9 _ -")
+    if config.versions.policy == "specific" and not config.versions.only:
+        raise ValueError("model.toml: versions.policy 'specific' needs the list versions.only")
+    return config

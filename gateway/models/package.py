@@ -1,0 +1,140 @@
+"""Packaging: a model file becomes a version, checked first and published with one rename."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from pathlib import Path
+
+import msgspec
+
+from gateway.errors import LoadRejected
+from gateway.models import config as model_config
+from gateway.models.golden import Golden, Sample, from_array, to_arrays
+from gateway.models.manifest import (
+    GOLDEN,
+    MANIFEST,
+    MODEL,
+    Lineage,
+    Manifest,
+    check_model_name,
+    entry_for,
+    parse_version,
+    read_file,
+)
+from gateway.models.options import SessionOptions
+from gateway.models.quarantine import Job, Report, try_version
+
+MAX_MODEL_BYTES = 512 << 20
+MEMORY_BYTES = 512 << 20
+TIMEOUT_S = 120.0
+
+__all__ = ["Lineage", "add_version", "check_version"]
+
+
+def check_version(folder: Path, model: str, version: int, config: model_config.ModelConfig | None = None) -> Report:
+    """Try the version in `folder` in quarantine, as a server would. Raises LoadRejected or LoadUnavailable."""
+    batching = config.batching.enabled if config is not None else True
+    job = Job(str(folder), model, version, SessionOptions(), MAX_MODEL_BYTES, MEMORY_BYTES, batching)
+    return try_version(job, TIMEOUT_S)
+
+
+def add_version(
+    models: Path,
+    name: str,
+    model: Path,
+    *,
+    version: int | None = None,
+    samples: Path | None = None,
+    lineage: Lineage | None = None,
+    replace: bool = False,
+) -> Path:
+    """Make `models/name/version` from a model file, with its manifest; returns that folder.
+
+    `version` None takes the number after the highest one there. `samples` is a JSON list of requests, each with
+    `inputs` and optionally the `outputs` to hold; where these are absent, the model's own answers become golden.
+    The version is tried in quarantine before it becomes visible; a server never sees it half-written.
+
+    Raises LoadRejected with one sentence; FileExistsError where the version is there and `replace` is False.
+    """
+    reason = check_model_name(name)
+    if reason is not None:
+        raise LoadRejected(f"{name[:64]!r} cannot be used: {reason}")
+    home = models / name
+    if version is None:
+        version = max(_versions(home), default=0) + 1
+    target = home / str(version)
+    if target.exists() and not replace:
+        raise FileExistsError(f"{name} version {version} exists already")
+    data = read_file(model.parent, model.name, MAX_MODEL_BYTES)
+    home.mkdir(parents=True, exist_ok=True)
+    staging = home / f".adding-{version}-{secrets.token_hex(4)}"
+    staging.mkdir()
+    try:
+        (staging / MODEL).write_bytes(data)
+        report = check_version(staging, name, version)
+        contents = {MODEL: data}
+        if samples is not None:
+            contents[GOLDEN] = _golden(data, report, samples)
+        manifest = Manifest(
+            model=name,
+            version=version,
+            files={file: entry_for(content) for file, content in contents.items()},
+            lineage=lineage or Lineage(),
+            signature=report.contract,
+        )
+        contents[MANIFEST] = msgspec.json.format(msgspec.json.encode(manifest)) + b"\n"
+        for file, content in contents.items():
+            _write(staging / file, content)
+        check_version(staging, name, version)
+        if target.exists():
+            shutil.rmtree(target)
+        staging.rename(target)
+        _sync(home)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return target
+
+
+def _versions(home: Path) -> list[int]:
+    if not home.is_dir():
+        return []
+    return [version for entry in home.iterdir() if (version := parse_version(entry.name)) is not None]
+
+
+def _golden(model: bytes, report: Report, path: Path) -> bytes:
+    """The golden samples: those given, with the model's own answers where none are expected."""
+    from gateway.models.session import Session
+
+    try:
+        samples = msgspec.json.decode(path.read_bytes(), type=list[Sample])
+    except (msgspec.DecodeError, OSError) as error:
+        raise LoadRejected(f"the samples file is not valid: {error}") from None
+    session = Session(model, SessionOptions(), report.unranked)
+    contract = session.contract
+    complete: list[Sample] = []
+    for index, sample in enumerate(samples):
+        feed = to_arrays(sample.inputs, contract.inputs, f"sample {index} inputs")
+        outputs = sample.outputs
+        if not outputs:
+            results = session.run(feed, [spec.name for spec in contract.outputs])
+            outputs = [from_array(array, spec) for array, spec in zip(results, contract.outputs, strict=True)]
+        complete.append(Sample(sample.inputs, outputs))
+    return msgspec.json.encode(Golden(complete)) + b"\n"
+
+
+def _write(path: Path, content: bytes) -> None:
+    with open(path, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(folder: Path) -> None:
+    """Make a rename in `folder` durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

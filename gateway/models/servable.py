@@ -1,0 +1,64 @@
+"""Servable: a loaded version, and Handle: the promise that it stays loaded for the length of one request."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+from gateway.models.config import ModelConfig
+from gateway.models.manifest import Lineage
+from gateway.models.quarantine import Report
+from gateway.models.session import Session
+from gateway.telemetry.counters import VersionCounters
+from gateway.types import Contract
+
+
+class Servable:
+    """One incarnation of a version, loaded. `in_flight` counts the requests that hold it; only the loop changes it."""
+
+    def __init__(
+        self,
+        model: str,
+        version: int,
+        session: Session,
+        config: ModelConfig,
+        report: Report,
+        lineage: Lineage,
+        counters: VersionCounters,
+    ) -> None:
+        self.model = model
+        self.version = version
+        self.session = session
+        self.config = config
+        self.report = report
+        self.lineage = lineage
+        self.counters = counters
+        self.in_flight = 0
+        self.labels = {name: rule.labels for name, rule in config.outputs.items() if rule.labels}
+
+    @property
+    def contract(self) -> Contract:
+        """What it takes and gives."""
+        return self.report.contract
+
+    @property
+    def max_batch_rows(self) -> int:
+        """Rows that may run together; 0 where axis 0 is no batch axis."""
+        return self.config.batching.max_rows if self.contract.batched else 0
+
+
+class Handle:
+    """Holds a servable for one request: ``with table.acquire("flights", None) as servable: ...``."""
+
+    __slots__ = ("_servable",)
+
+    def __init__(self, servable: Servable) -> None:
+        self._servable = servable
+
+    def __enter__(self) -> Servable:
+        self._servable.in_flight += 1
+        return self._servable
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._servable.in_flight -= 1

@@ -1,0 +1,124 @@
+"""Source: a folder of models, looked at afresh each time; it remembers nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from gateway.errors import LoadRejected
+from gateway.models import config as model_config
+from gateway.models.manifest import GOLDEN, MANIFEST, MODEL, check_model_name, parse_version, read_file, read_manifest
+
+CONFIG = "model.toml"
+
+
+@dataclass(frozen=True, slots=True)
+class VersionFiles:
+    """One version as it lies on disk.
+
+    `fingerprint` changes with every change of its files. `complete` is False while files are still arriving or were
+    written a moment ago; `waiting` says for what. A damaged manifest is complete: trying it will say what is wrong.
+    """
+
+    version: int
+    folder: Path
+    fingerprint: str
+    complete: bool
+    verified: bool
+    waiting: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFolder:
+    """One model as it lies on disk; `config` is None and `error` says why where `model.toml` cannot be read."""
+
+    name: str
+    config: model_config.ModelConfig | None
+    error: str = ""
+    versions: Mapping[int, VersionFiles] = field(default_factory=dict)
+
+
+class Source:
+    """Declares, at each `scan`, the full set of models and versions under a folder.
+
+    A version with a manifest is complete when every listed file has its size; a bare `model.onnx` when no file of
+    the folder has changed for `quiet_s` seconds.
+    """
+
+    def __init__(self, root: Path, quiet_s: float = 2.0) -> None:
+        self.root = root
+        self.quiet_s = quiet_s
+
+    def scan(self) -> dict[str, ModelFolder]:
+        """Every model folder by name. Raises OSError when the root itself cannot be read: then nothing is known."""
+        models: dict[str, ModelFolder] = {}
+        with os.scandir(self.root) as entries:
+            names = sorted(entry.name for entry in entries if entry.is_dir())
+        for name in names:
+            folder = self._model(name)
+            if folder is not None:
+                models[name] = folder
+        return models
+
+    def _model(self, name: str) -> ModelFolder | None:
+        """A folder that holds neither a version nor a `model.toml` is none of ours."""
+        folder = self.root / name
+        try:
+            with os.scandir(folder) as entries:
+                names = [entry.name for entry in entries if entry.is_dir() or entry.name == CONFIG]
+        except OSError:
+            return None
+        versions = {version: text for text in names if (version := parse_version(text)) is not None}
+        if not names or (not versions and CONFIG not in names):
+            return None
+        reason = check_model_name(name)
+        if reason is not None:
+            return ModelFolder(name, None, reason)
+        found = {version: files for version, text in versions.items() if (files := self._version(name, text))}
+        try:
+            config = model_config.parse(read_file(folder, CONFIG, 1 << 20) if CONFIG in names else b"")
+        except (ValueError, LoadRejected) as error:
+            return ModelFolder(name, None, str(error), found)
+        return ModelFolder(name, config, "", found)
+
+    def _version(self, model: str, text: str) -> VersionFiles | None:
+        """None for a folder without model.onnx and manifest: it counts as removed."""
+        folder = self.root / model / text
+        version = int(text)
+        try:
+            listing = {entry.name: entry.stat(follow_symlinks=False) for entry in os.scandir(folder)}
+        except OSError:
+            return None
+        if MANIFEST not in listing:
+            if MODEL not in listing:
+                return None
+            files = {name: listing[name] for name in (MODEL, GOLDEN) if name in listing}
+            changed = max(status.st_ctime for status in files.values())
+            # A change time in the future means that the clock was set back; then it is no reason to wait.
+            quiet = abs(time.time() - changed) >= self.quiet_s
+            waiting = "" if quiet else f"written less than {self.quiet_s:g} s ago"
+            return VersionFiles(version, folder, _fingerprint(files), quiet, False, waiting)
+        try:
+            manifest = read_manifest(folder, model, version)
+        except LoadRejected:
+            return VersionFiles(version, folder, _fingerprint(listing), True, True)
+        waiting = ""
+        for name, entry in sorted(manifest.files.items()):
+            size = listing[name].st_size if name in listing else 0
+            if name not in listing or size < entry.size:
+                waiting = f"{name} has {size} of {entry.size} bytes"
+        files = {name: status for name, status in listing.items() if name == MANIFEST or name in manifest.files}
+        return VersionFiles(version, folder, _fingerprint(files), not waiting, True, waiting)
+
+
+def _fingerprint(files: Mapping[str, os.stat_result]) -> str:
+    digest = hashlib.sha256()
+    for name, status in sorted(files.items()):
+        facts = (name, status.st_size, status.st_mtime_ns, status.st_ino, stat.S_IFMT(status.st_mode))
+        digest.update(repr(facts).encode())
+    return digest.hexdigest()[:16]

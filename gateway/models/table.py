@@ -1,0 +1,101 @@
+"""The serving table: which versions answer now. Published whole, read without locks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from gateway.errors import NotReady, UnknownModel, UnknownVersion
+from gateway.models.manifest import parse_version
+from gateway.models.servable import Handle, Servable
+
+
+@dataclass(frozen=True, slots=True)
+class VersionStatus:
+    """The state of one version in the words of the repository index; `reason` says why it is not READY."""
+
+    version: int
+    state: str
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelTable:
+    """One model: its ready versions, its aliases, and the state of every version that is known.
+
+    `error` is what is wrong with the model as a whole, such as a `model.toml` that cannot be read.
+    """
+
+    name: str
+    ready: Mapping[int, Servable] = field(default_factory=dict)
+    aliases: Mapping[str, int] = field(default_factory=dict)
+    statuses: tuple[VersionStatus, ...] = ()
+    error: str = ""
+
+    def default(self) -> Servable | None:
+        """What answers without a version: the champion where that alias exists, else the highest ready version.
+
+        A champion that is not ready is not replaced by another version: nobody approved that one.
+        """
+        champion = self.aliases.get("champion")
+        if champion is not None:
+            return self.ready.get(champion)
+        return self.ready[max(self.ready)] if self.ready else None
+
+    def status(self, version: int) -> VersionStatus | None:
+        """The state of one version, None where it is not known."""
+        return next((status for status in self.statuses if status.version == version), None)
+
+
+class ServingTable:
+    """All models that this process knows. `publish` replaces everything at once."""
+
+    def __init__(self) -> None:
+        self.models: Mapping[str, ModelTable] = {}
+
+    def publish(self, models: Mapping[str, ModelTable]) -> None:
+        """Make `models` what the next request sees."""
+        self.models = models
+
+    def model(self, name: str) -> ModelTable:
+        """Raises UnknownModel."""
+        found = self.models.get(name)
+        if found is None:
+            raise UnknownModel(name)
+        return found
+
+    def acquire(self, name: str, slot: str | None) -> Handle:
+        """A handle on what answers for a model and a version slot: a number, an alias, or None.
+
+        Raises UnknownModel, UnknownVersion, or NotReady where the version is known but does not serve.
+        """
+        return Handle(self.find(name, slot))
+
+    def find(self, name: str, slot: str | None) -> Servable:
+        """As `acquire`, for reading only."""
+        model = self.model(name)
+        if slot is None:
+            servable = model.default()
+            if servable is None:
+                raise NotReady(f"model {name!r} is not at ready state: {_why(model)}")
+            return servable
+        version = parse_version(slot) or model.aliases.get(slot)
+        status = model.status(version) if version is not None else None
+        if version is None or status is None:
+            raise UnknownVersion(name, slot[:64])
+        servable = model.ready.get(version)
+        if servable is None:
+            reason = f": {status.reason}" if status.reason else ""
+            raise NotReady(f"model {name!r} version {version} is not at ready state ({status.state}{reason})")
+        return servable
+
+
+def _why(model: ModelTable) -> str:
+    if model.error:
+        return model.error
+    known = [
+        f"version {status.version} is {status.state}" + (f": {status.reason}" if status.reason else "")
+        for status in model.statuses
+        if model.aliases.get("champion") in (None, status.version)
+    ]
+    return "; ".join(known[-3:]) or "it has no version"

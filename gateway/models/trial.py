@@ -1,0 +1,235 @@
+"""What quarantine does with a version: verify, scan, load, warm up, compare, measure. Runs inside the child process."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from gateway.errors import HeadgateError, LoadRejected
+from gateway.models.golden import Golden, difference, to_arrays
+from gateway.models.manifest import GOLDEN, MANIFEST, MODEL, read_file, read_json, read_manifest, sha256, verified_file
+from gateway.models.quarantine import Job, Report, Verdict
+from gateway.models.scan import ScanLimits, scan
+from gateway.models.session import Session, first_line
+from gateway.oip.datatypes import DATATYPES
+from gateway.types import Array, Contract, TensorSpec
+
+BATCH_ROWS = 4
+_PARENT_DEATH_SIGNAL = 1  # prctl(PR_SET_PDEATHSIG)
+RTOL, ATOL = 1e-4, 1e-5
+"""How far row i of a batch may be from row i alone: kernels may sum in another order for another batch size."""
+
+
+def attempt(job: Job, limit_memory: Callable[[int], None] = lambda size: None) -> Report:
+    """Try one version. `limit_memory` is called with the size of the file before onnxruntime sees it.
+
+    Raises LoadRejected with the reason.
+    """
+    folder = Path(job.folder)
+    model, golden, verified = _read(folder, job)
+    facts = scan(model, ScanLimits(max_file_bytes=job.max_model_bytes))
+    limit_memory(len(model))
+    before = resident_bytes()
+    started = time.monotonic()
+    unranked = (*facts.unranked_inputs, *facts.unranked_outputs)
+    session = Session(model, job.options, unranked)
+    load_s = time.monotonic() - started
+    contract = session.contract
+    notes: list[str] = []
+    feeds = _check_golden(session, golden) if golden else []
+    feed = feeds[0] if feeds else made_up(contract)
+    run_s = _warm_up(session, feed, required=bool(feeds), notes=notes)
+    batch_s = None
+    if run_s is not None:
+        batch_s, why_not = _check_batch(session, feeds) if job.batching else (None, "batching is off in model.toml")
+        if why_not:
+            notes.append(f"not batched: {why_not}")
+    return Report(
+        contract=Contract(contract.inputs, contract.outputs, batched=batch_s is not None),
+        sha256=sha256(model),
+        size=len(model),
+        verified=verified,
+        producer=facts.producer,
+        opsets=dict(facts.opsets),
+        memory_bytes=max(0, resident_bytes() - before),
+        load_s=load_s,
+        run_s=run_s,
+        batch_run_s=batch_s,
+        golden_samples=len(feeds),
+        unranked=unranked,
+        notes=tuple(notes),
+    )
+
+
+def _read(folder: Path, job: Job) -> tuple[bytes, Golden | None, bool]:
+    """The model's bytes, its golden samples and whether a manifest vouches for both."""
+    if (folder / MANIFEST).exists():
+        manifest = read_manifest(folder, job.model, job.version)
+        for name in manifest.files:
+            if name != MODEL:
+                verified_file(folder, name, manifest, job.max_model_bytes)
+        model = verified_file(folder, MODEL, manifest, job.max_model_bytes)
+        has_golden = GOLDEN in manifest.files
+        verified = True
+    else:
+        model = read_file(folder, MODEL, job.max_model_bytes)
+        has_golden = (folder / GOLDEN).exists()
+        verified = False
+    return model, read_json(folder, GOLDEN, Golden) if has_golden else None, verified
+
+
+def _check_golden(session: Session, golden: Golden) -> list[dict[str, Array]]:
+    """Run every sample and compare; returns their inputs."""
+    names = [spec.name for spec in session.contract.outputs]
+    feeds = []
+    for index, sample in enumerate(golden.samples):
+        where = f"golden sample {index}"
+        feed = to_arrays(sample.inputs, session.contract.inputs, f"{where} inputs")
+        expected = to_arrays(sample.outputs, session.contract.outputs, f"{where} outputs")
+        try:
+            results = session.run(feed, names)
+        except Exception as error:
+            raise LoadRejected(f"{where}: the model raised: {first_line(error)}") from None
+        for name, got in zip(names, results, strict=True):
+            wrong = difference(got, expected[name], golden)
+            if wrong:
+                raise LoadRejected(f"{where}: output {name!r} is {wrong}")
+        feeds.append(feed)
+    return feeds
+
+
+def made_up(contract: Contract, rows: int = 1, seed: int = 0) -> dict[str, Array]:
+    """Inputs of a plausible shape: free axes are 1 (axis 0 `rows`), floats are normal, integers 0 or 1."""
+    rng = np.random.default_rng(seed)
+    feed: dict[str, Array] = {}
+    for spec in contract.inputs:
+        dims = [1 if dim == -1 else dim for dim in spec.shape or ()]
+        if spec.shape and spec.shape[0] == -1:
+            dims[0] = rows
+        dtype = DATATYPES[spec.datatype].dtype
+        if spec.datatype == "BYTES":
+            array: Array = np.array([f"s{value}" for value in rng.integers(0, 9, int(np.prod(dims)))], dtype=object)
+        elif spec.datatype == "BF16":
+            array = (rng.standard_normal(dims).astype(np.float32).view(np.uint32) >> 16).astype(dtype)
+        elif dtype.kind == "f":
+            array = rng.standard_normal(dims).astype(dtype)
+        else:
+            array = rng.integers(0, 2, dims).astype(dtype)
+        feed[spec.name] = array.reshape(dims)
+    return feed
+
+
+def _warm_up(session: Session, feed: Mapping[str, Array], *, required: bool, notes: list[str]) -> float | None:
+    """Median seconds of a run; None where made-up inputs do not suit the model, which is no fault of its own."""
+    names = [spec.name for spec in session.contract.outputs]
+    try:
+        return _median_run_s(session, feed, names)
+    except Exception as error:
+        if required:
+            raise LoadRejected(f"the warm-up run failed: {first_line(error)}") from None
+        notes.append(f"not warmed up: the model refuses made-up inputs ({first_line(error, 120)}); add golden samples")
+        return None
+
+
+def _median_run_s(session: Session, feed: Mapping[str, Array], names: list[str]) -> float:
+    times: list[float] = []
+    while len(times) < 3 or (len(times) < 20 and sum(times) < 0.2):
+        started = time.perf_counter()
+        session.run(feed, names)
+        times.append(time.perf_counter() - started)
+    return float(np.median(times))
+
+
+def _check_batch(session: Session, feeds: list[dict[str, Array]]) -> tuple[float | None, str]:
+    """(seconds of a batch run, "") where axis 0 is a batch axis, else (None, why not)."""
+    contract = session.contract
+    for spec in (*contract.inputs, *contract.outputs):
+        if not spec.shape or spec.shape[0] != -1:
+            return None, f"axis 0 of {spec.name!r} is not free"
+    if not contract.inputs:
+        return None, "the model has no inputs"
+    batch = _stack(feeds, contract.inputs) or made_up(contract, BATCH_ROWS, seed=1)
+    rows = len(next(iter(batch.values())))
+    names = [spec.name for spec in contract.outputs]
+    golden = Golden([], RTOL, ATOL)
+    try:
+        together = session.run(batch, names)
+        alone = [session.run({k: v[i : i + 1] for k, v in batch.items()}, names) for i in range(rows)]
+        batch_s = _median_run_s(session, batch, names)
+    except Exception as error:
+        return None, f"a batch of {rows} rows failed ({first_line(error, 120)})"
+    for index, name in enumerate(names):
+        if together[index].ndim == 0 or together[index].shape[0] != rows:
+            return None, f"output {name!r} of a batch of {rows} has shape {list(together[index].shape)}"
+        for row in range(rows):
+            wrong = difference(alone[row][index], together[index][row : row + 1], golden)
+            if wrong:
+                return None, f"row {row} of output {name!r} alone is not what it is in a batch: {wrong}"
+    return batch_s, ""
+
+
+def _stack(feeds: list[dict[str, Array]], specs: tuple[TensorSpec, ...]) -> dict[str, Array] | None:
+    """Golden inputs of one shape as one batch; None where there are fewer than two rows."""
+    if not feeds:
+        return None
+    shapes = {name: array.shape[1:] for name, array in feeds[0].items()}
+    alike = [feed for feed in feeds if all(array.shape[1:] == shapes[name] for name, array in feed.items())]
+    batch = {spec.name: np.concatenate([feed[spec.name] for feed in alike])[:16] for spec in specs}
+    return batch if len(next(iter(batch.values()))) > 1 else None
+
+
+def resident_bytes() -> int:
+    """Resident memory of this process."""
+    with open("/proc/self/statm", encoding="ascii") as file:
+        pages = int(file.read().split()[1])
+    return pages * 4096
+
+
+def _die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL)
+
+
+def _data_bytes() -> int:
+    """Private writable memory of this process, which RLIMIT_DATA limits."""
+    with open("/proc/self/status", encoding="ascii", errors="replace") as file:
+        for line in file:
+            if line.startswith("VmData:"):
+                return int(line.split()[1]) * 1024
+    return 0
+
+
+def main() -> int:
+    """The child: limits first, then one job from standard input, one verdict on standard output."""
+    _die_with_parent()
+    os.nice(10)
+    verdicts = os.dup(1)
+    os.dup2(2, 1)  # whatever a library prints must not mix with the verdict
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    job = msgspec.json.decode(sys.stdin.buffer.read(), type=Job)
+
+    def limit_memory(file_bytes: int) -> None:
+        allowed = _data_bytes() + 2 * file_bytes + job.memory_bytes
+        resource.setrlimit(resource.RLIMIT_DATA, (allowed, allowed))
+
+    try:
+        verdict = Verdict(report=attempt(job, limit_memory))
+    except MemoryError:
+        verdict = Verdict(refused="MemoryError")
+    except HeadgateError as error:
+        verdict = Verdict(refused=error.message)
+    os.write(verdicts, msgspec.json.encode(verdict))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

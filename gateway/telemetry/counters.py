@@ -1,0 +1,150 @@
+"""Counters of one model version: a flat block of 64-bit integers with a fixed layout, one writer, no locks.
+
+Metrics and the protocol's statistics are both read from it, so they cannot disagree. The block only ever grows in
+value; it outlives the version, so that a counter never goes backwards.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterator
+from typing import NamedTuple
+
+OUTCOMES = (
+    "ok",
+    "invalid-request",
+    "invalid-json",
+    "payload-too-large",
+    "unsupported-encoding",
+    "not-ready",
+    "deadline-exceeded",
+    "client-gone",
+    "model-failed",
+    "internal",
+    "other",
+)
+"""What a request came to: `ok`, or the code of its error."""
+
+CLASSES = {
+    "ok": "ok",
+    "not-ready": "overload",
+    "deadline-exceeded": "overload",
+    "model-failed": "server",
+    "internal": "server",
+}
+"""Who is to blame: `ok`, `overload`, `server`; every other outcome is `client`."""
+
+PHASES = ("decode", "queue", "run", "encode", "total")
+BUCKETS_S = (
+    0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+)  # fmt: skip
+MAX_BATCH = 128
+"""Runs of more rows are counted as runs of this many."""
+
+_BUCKETS_NS = tuple(int(bound * 1e9) for bound in BUCKETS_S)
+_WIDTH = len(BUCKETS_S) + 2
+_OUTCOME_AT = {name: index for index, name in enumerate(OUTCOMES)}
+_PHASE_AT = {name: len(OUTCOMES) + index * _WIDTH for index, name in enumerate(PHASES)}
+_ROWS = len(OUTCOMES) + len(PHASES) * _WIDTH
+_RUNS, _FAIL_NS, _LAST_MS, _NONFINITE = _ROWS + 1, _ROWS + 2, _ROWS + 3, _ROWS + 4
+_BATCHES = _ROWS + 5
+CELLS = _BATCHES + (MAX_BATCH + 1) * 4
+
+
+class Histogram(NamedTuple):
+    """Counts per bucket, the last one unbounded, and the sum in nanoseconds."""
+
+    counts: tuple[int, ...]
+    sum_ns: int
+
+    @property
+    def count(self) -> int:
+        """All observations."""
+        return sum(self.counts)
+
+
+class BatchStat(NamedTuple):
+    """Runs of one batch size and their nanoseconds by phase."""
+
+    rows: int
+    count: int
+    input_ns: int
+    infer_ns: int
+    output_ns: int
+
+
+class VersionCounters:
+    """The counters of one version. Durations are nanoseconds of a monotonic clock."""
+
+    def __init__(self) -> None:
+        self._cells = memoryview(bytearray(CELLS * 8)).cast("q")
+
+    def served(self, decode_ns: int, queue_ns: int, run_ns: int, encode_ns: int, total_ns: int, rows: int) -> None:
+        """A request was answered."""
+        self._cells[0] += 1
+        for phase, value in zip(PHASES, (decode_ns, queue_ns, run_ns, encode_ns, total_ns), strict=True):
+            self._observe(phase, value)
+        self._cells[_ROWS] += rows
+
+    def ran(self, rows: int, input_ns: int, infer_ns: int, output_ns: int, now_ms: int) -> None:
+        """The session ran once over `rows` rows."""
+        self._cells[_RUNS] += 1
+        self._cells[_LAST_MS] = max(self._cells[_LAST_MS], now_ms)
+        at = _BATCHES + min(rows, MAX_BATCH) * 4
+        for offset, value in enumerate((1, input_ns, infer_ns, output_ns)):
+            self._cells[at + offset] += value
+
+    def failed(self, outcome: str, total_ns: int) -> None:
+        """A request was refused or failed; `outcome` is the code of its error."""
+        self._cells[_OUTCOME_AT.get(outcome, _OUTCOME_AT["other"])] += 1
+        self._cells[_FAIL_NS] += total_ns
+
+    def nonfinite(self, count: int) -> None:
+        """Output values that were NaN or infinite and travelled as JSON."""
+        self._cells[_NONFINITE] += count
+
+    def _observe(self, phase: str, value_ns: int) -> None:
+        at = _PHASE_AT[phase]
+        self._cells[at + bisect_left(_BUCKETS_NS, value_ns)] += 1
+        self._cells[at + _WIDTH - 1] += value_ns
+
+    def outcome(self, name: str) -> int:
+        """Requests that came to this outcome."""
+        return self._cells[_OUTCOME_AT[name]]
+
+    def histogram(self, phase: str) -> Histogram:
+        """The latency histogram of one of PHASES."""
+        at = _PHASE_AT[phase]
+        return Histogram(tuple(self._cells[at : at + _WIDTH - 1]), self._cells[at + _WIDTH - 1])
+
+    @property
+    def rows(self) -> int:
+        """Rows of answered requests."""
+        return self._cells[_ROWS]
+
+    @property
+    def runs(self) -> int:
+        """Runs of the session."""
+        return self._cells[_RUNS]
+
+    @property
+    def failures(self) -> tuple[int, int]:
+        """Requests that were not answered, and their nanoseconds."""
+        return sum(self._cells[1 : len(OUTCOMES)]), self._cells[_FAIL_NS]
+
+    @property
+    def last_inference_ms(self) -> int:
+        """Milliseconds since the epoch of the last run, 0 before the first."""
+        return self._cells[_LAST_MS]
+
+    @property
+    def nonfinite_outputs(self) -> int:
+        """See `nonfinite`."""
+        return self._cells[_NONFINITE]
+
+    def batches(self) -> Iterator[BatchStat]:
+        """The batch sizes that were run."""
+        for rows in range(MAX_BATCH + 1):
+            at = _BATCHES + rows * 4
+            if self._cells[at]:
+                yield BatchStat(rows, *self._cells[at : at + 4])
