@@ -1,0 +1,64 @@
+# `make serve` and `make test` are the two commands. Each does all of its own set-up, in .venv beside this file, and
+# presumes Python 3.11 to 3.14 and nothing else. A second run starts at once: the stamps in .venv say what is done.
+
+VENV   := .venv
+MODELS := examples
+ARGS   :=
+PYTHON :=
+
+# The locks are complete, so --no-deps: nothing may come in that is not pinned by hash.
+INSTALL := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation
+LOCKED  := $(INSTALL) --require-hashes
+PYTEST  := $(VENV)/bin/python -m pytest -n auto
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help serve test check lint lock prove-image clean
+
+help:  ## This list
+	@sed -nE 's/^([a-z-]+):.*  ## (.*)/  make \1 \t\2/p' $(MAKEFILE_LIST) | expand -t 22
+
+serve: $(VENV)/.runtime  ## Serve the example models on port 8080; MODELS=folder, ARGS="--port 9000"
+	@exec $(VENV)/bin/headgate serve --models $(MODELS) $(ARGS)
+
+test: $(VENV)/.dev  ## Run the whole test suite; ARGS="-k name" for a part of it
+	$(PYTEST) $(ARGS)
+
+check: lint test  ## What CI runs: ruff, mypy --strict, the whole test suite
+
+lint: $(VENV)/.dev  ## ruff and mypy --strict alone
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/mypy --strict
+
+lock:  ## Write the lock files anew from pyproject.toml; ARGS=--upgrade moves every pin
+	@PYTHON="$$(PYTHON='$(PYTHON)' scripts/find-python)" scripts/lock $(ARGS)
+
+prove-image:  ## Run the Dockerfile's install and start commands without Docker, as another user (needs root)
+	@scripts/prove_image.sh
+
+clean:  ## Remove .venv and caches; models and data stay
+	rm -rf $(VENV) .venv-lock .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	find gateway tests examples scripts -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A .venv that was made by hand and works is kept; one that was left half made is made again.
+$(VENV)/.created:
+	@$(VENV)/bin/python -m pip --version >/dev/null 2>&1 || { \
+	    python="$$(PYTHON='$(PYTHON)' scripts/find-python)" && \
+	    echo "headgate: first run, installing into $(VENV) with $$python" && \
+	    "$$python" -m venv --clear $(VENV); }
+	@touch $@
+
+$(VENV)/.build: requirements-build.lock $(VENV)/.created
+	@$(LOCKED) -r requirements-build.lock
+	@touch $@
+
+$(VENV)/.runtime: requirements.lock pyproject.toml $(VENV)/.build
+	@$(LOCKED) -r requirements.lock
+	@$(INSTALL) --editable .
+	@touch $@
+
+$(VENV)/.dev: requirements-dev.lock $(VENV)/.runtime
+	@echo "headgate: installing the tests' requirements into $(VENV)"
+	@$(LOCKED) -r requirements-dev.lock
+	@touch $@
