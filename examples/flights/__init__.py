@@ -1,0 +1,1 @@
+"""The program that trains this example model; the server ignores it."""
