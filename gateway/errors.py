@@ -4,6 +4,7 @@ HeadgateError
   ClientError                      4xx: what was sent is at fault
     InvalidRequest                 400 invalid-request, names the `field`
       InvalidJSON                  400 invalid-json
+    Forbidden                      403 forbidden
     NotFound                       404 not-found
       UnknownModel                 404 unknown-model
       UnknownVersion               404 unknown-version
@@ -92,6 +93,13 @@ class UnknownVersion(NotFound):
 
     def __init__(self, name: str, version: str) -> None:
         super().__init__(f"Request for unknown model version: {name!r} version {version!r} is not found")
+
+
+class Forbidden(ClientError):
+    """The operation is switched off or not allowed to this caller."""
+
+    status = 403
+    code = "forbidden"
 
 
 class MethodNotAllowed(ClientError):

@@ -1,12 +1,17 @@
 """Facts about the machine: how many cores, how much memory and how many open files this process may really use.
 
 Every function reads files below `root`, so a test can hand it a made-up /proc and /sys/fs/cgroup. What cannot be read
-is None, never a guess. Linux only; elsewhere all is None, and `cores` takes what the operating system says.
+is None, never a guess. Linux only; elsewhere all is None, and `cores` takes what the operating system says. The last
+four functions ask the running system instead: a folder, a port, the clock, the environment as C sees it.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
+import shutil
+import socket
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -60,6 +65,15 @@ class Resident:
     peak: int
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A folder to write to: whether it exists, why it cannot be written (empty: it can), bytes free on its disk."""
+
+    exists: bool
+    refused: str
+    free: int
+
+
 def intra_op_threads(cores: float, sessions: int, workers: int = 1, setting: int = 0) -> int:
     """Threads for each of `sessions` sessions that can run at once in each of `workers` processes on `cores` cores.
 
@@ -85,8 +99,11 @@ def connection_cap(open_files: OpenFiles | None) -> int | None:
 
 def cores(root: Path = ROOT) -> Cores:
     """The cores that affinity and cgroup quota leave to this process, nested cgroups included."""
-    host = _host_cores(root)
-    affinity = _affinity(root) or host
+    online = _numbers(_read(root / "sys/devices/system/cpu/online"))
+    host = len(online) or os.cpu_count() or 1
+    # The kernel also lists processors that were never plugged in as allowed.
+    allowed = _allowed(root)
+    affinity = len(allowed & online if online else allowed) or host
     quotas = [(quota, "cgroup v2 cpu.max") for group in _groups(root, "") if (quota := _v2_quota(group))]
     quotas += [(quota, "cgroup v1 cpu.cfs_quota_us") for group in _groups(root, "cpu") if (quota := _v1_quota(group))]
     quota, source = min(quotas, default=(None, ""))
@@ -131,27 +148,70 @@ def resident(pid: int | None = None, root: Path = ROOT) -> Resident | None:
     return None if now is None or peak is None else Resident(now * 1024, max(now, peak) * 1024)
 
 
-def _host_cores(root: Path) -> int:
-    online = _count_range(_read(root / "sys/devices/system/cpu/online"))
-    return online or os.cpu_count() or 1
+def place(folder: Path) -> Place:
+    """Whether `folder` can be written, or where it is missing, made below the nearest folder that exists.
+
+    Found out by writing, because permissions alone do not tell of read-only disks, quotas or root. Leaves no trace.
+    """
+    existing = folder.absolute()
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    free = shutil.disk_usage(existing).free
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            return Place(folder.exists(), "", free)
+    except OSError as error:
+        return Place(folder.exists(), error.strerror or type(error).__name__, free)
 
 
-def _affinity(root: Path) -> int | None:
+def refused_port(address: str, port: int) -> str:
+    """The operating system's reason why `port` cannot be listened on; empty where it can."""
+    try:
+        family, kind, protocol, _, target = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(target)
+            listener.listen(1)
+    except OSError as error:
+        return error.strerror or type(error).__name__
+    return ""
+
+
+def is_clock_synchronised() -> bool | None:
+    """What the kernel knows about its time of day, None where it does not say."""
+    try:
+        # The kernel's structure has 208 bytes; all zero asks for the state and changes nothing.
+        state: int = ctypes.CDLL(None).adjtimex(ctypes.create_string_buffer(512))
+    except AttributeError:
+        return None
+    # 0 to 4 are states of a clock that is kept, 5 is TIME_ERROR, -1 a refusal.
+    return None if state < 0 else state < 5
+
+
+def c_variable(name: str) -> str | None:
+    """An environment variable as a C library sees it, which need not be what `os.environ` holds."""
+    getenv = ctypes.CDLL(None).getenv
+    getenv.restype = ctypes.c_char_p
+    value: bytes | None = getenv(name.encode())
+    return None if value is None else value.decode(errors="replace")
+
+
+def _allowed(root: Path) -> frozenset[int]:
     for line in _read(root / "proc/self/status").splitlines():
         if line.startswith("Cpus_allowed_list:"):
-            return _count_range(line.partition(":")[2])
-    return None
+            return _numbers(line.partition(":")[2])
+    return frozenset()
 
 
-def _count_range(text: str) -> int | None:
-    """How many numbers a kernel list such as ``0-3,8`` names."""
-    count = 0
+def _numbers(text: str) -> frozenset[int]:
+    """The numbers that a kernel list such as ``0-3,8`` names; none where it is not one."""
+    found: set[int] = set()
     for part in text.strip().split(","):
         first, _, last = part.partition("-")
         if not first.isdigit() or not (last or first).isdigit():
-            return None
-        count += int(last or first) - int(first) + 1
-    return count
+            return frozenset()
+        found.update(range(int(first), int(last or first) + 1))
+    return frozenset(found)
 
 
 def _groups(root: Path, controller: str) -> Iterator[Path]:

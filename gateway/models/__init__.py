@@ -1,1 +1,1 @@
-"""The life of a version: Source finds it, Policy wants it, Loader tries and loads it, Manager moves it, Handle holds it."""
+"""The life of a version: Source finds, Policy wants, Loader tries and loads, Manager moves, Handle holds it."""

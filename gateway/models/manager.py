@@ -201,9 +201,7 @@ class Manager:
         retry_at = now + RETRY_S[min(count, len(RETRY_S)) - 1] if isinstance(error, LoadUnavailable) else None
         record.attempt = None
         record.failure = Failure(attempt.identity, error, retry_at, count)
-        log.error(
-            "version failed", extra={"event": "version-failed", **_who(entry, record), "reason": error.message}
-        )
+        log.error("version failed", extra={"event": "version-failed", **_who(entry, record), "reason": error.message})
 
     # -- one model
 

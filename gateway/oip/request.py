@@ -295,6 +295,8 @@ def _raw(body: bytes, contract: Contract, limits: Limits, model: str) -> InferRe
         blob = len(body).to_bytes(4, "little") + body
         array = tensors.from_binary(memoryview(blob), shape, datatype, "body")
     else:
-        raise InvalidRequest(f"a raw BYTES body is one string, input {spec.name!r} has shape {tensors.show(dims)}", field="body")
+        raise InvalidRequest(
+            f"a raw BYTES body is one string, input {spec.name!r} has shape {tensors.show(dims)}", field="body"
+        )
     outputs = tuple(OutputRequest(output.name, True) for output in contract.outputs)
     return InferRequest("", {}, {spec.name: array}, outputs, 1)

@@ -94,5 +94,3 @@ def classify(scores: Array, top: int, batched: bool, labels: Sequence[str]) -> A
             label = f":{labels[index]}" if index < len(labels) else ""
             result[row, column] = f"{float(table[row, index]):f}:{index}{label}"
     return result if batched else result[0]
-
-

@@ -96,9 +96,7 @@ def from_json(data: object, shape: tuple[int, ...], datatype: Datatype, path: st
     size = math.prod(shape)
     flat = _flatten(data, shape, path) if data and type(data[0]) is list else data
     if len(flat) != size:
-        raise InvalidRequest(
-            f"{path} holds {len(flat)} elements, but shape {show(shape)} needs {size}", field=path
-        )
+        raise InvalidRequest(f"{path} holds {len(flat)} elements, but shape {show(shape)} needs {size}", field=path)
     allowed, wanted = _ELEMENT_TYPES.get(datatype.name, ({int}, "an integer"))
     if not set(map(type, flat)) <= allowed:
         index = next(i for i, value in enumerate(flat) if type(value) not in allowed)

@@ -58,7 +58,7 @@ class Histogram(NamedTuple):
     sum_ns: int
 
     @property
-    def count(self) -> int:
+    def total(self) -> int:
         """All observations."""
         return sum(self.counts)
 
@@ -67,7 +67,7 @@ class BatchStat(NamedTuple):
     """Runs of one batch size and their nanoseconds by phase."""
 
     rows: int
-    count: int
+    runs: int
     input_ns: int
     infer_ns: int
     output_ns: int

@@ -1,0 +1,109 @@
+"""The application: every route in one list, every middleware in another."""
+
+from __future__ import annotations
+
+import logging
+from http import HTTPStatus
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from gateway.errors import ClientError, HeadgateError, MethodNotAllowed, NotFound, ServerError
+from gateway.http import description, inference, repository
+from gateway.http.messages import error_response
+from gateway.http.middleware import Access, RequestId
+from gateway.state import Gateway
+
+log = logging.getLogger("headgate.http")
+
+_MODEL = "/v2/models/{model}"
+_VERSION = "/v2/models/{model}/versions/{version}"
+_REPOSITORY = "/v2/repository/models/{model}"
+_REPOSITORY_VERSION = "/v2/repository/models/{model}/versions/{version}"
+_ALIAS = "/v2/repository/models/{model}/aliases/{alias}"
+_ANY = ["GET", "POST", "PUT", "DELETE"]
+
+ROUTES = (
+    Route(f"{_MODEL}/infer", inference.infer, methods=["POST"]),
+    Route(f"{_VERSION}/infer", inference.infer, methods=["POST"]),
+    Route("/v2/health/live", description.live),
+    Route("/v2/health/ready", description.ready),
+    Route("/v2", description.server),
+    Route("/v2/models", description.models),
+    Route("/v2/models/stats", description.stats),
+    Route(_MODEL, description.model),
+    Route(_VERSION, description.model),
+    Route(f"{_MODEL}/status", description.model_status),
+    Route(f"{_MODEL}/ready", description.model_ready),
+    Route(f"{_VERSION}/ready", description.model_ready),
+    Route(f"{_MODEL}/config", description.model_config),
+    Route(f"{_VERSION}/config", description.model_config),
+    Route(f"{_MODEL}/stats", description.stats),
+    Route(f"{_VERSION}/stats", description.stats),
+    Route("/v2/repository/index", repository.index, methods=["POST"]),
+    Route(f"{_REPOSITORY}/load", repository.load, methods=["POST"]),
+    Route(f"{_REPOSITORY}/reload", repository.reload, methods=["POST"]),
+    Route(f"{_REPOSITORY}/unload", repository.unload, methods=["POST"]),
+    Route(f"{_REPOSITORY_VERSION}/load", repository.load, methods=["POST"]),
+    Route(f"{_REPOSITORY_VERSION}/reload", repository.reload, methods=["POST"]),
+    Route(f"{_REPOSITORY_VERSION}/unload", repository.unload, methods=["POST"]),
+    Route(f"{_REPOSITORY}/aliases", repository.aliases),
+    Route(_ALIAS, repository.put_alias, methods=["PUT"]),
+    Route(_ALIAS, repository.delete_alias, methods=["DELETE"]),
+    Route("/metrics", description.prometheus),
+    Route("/v2/trace/setting", description.not_offered, methods=_ANY),
+    Route(f"{_MODEL}/trace/setting", description.not_offered, methods=_ANY),
+    Route("/v2/logging", description.not_offered, methods=_ANY),
+    Route("/v2/systemsharedmemory/{rest:path}", description.not_offered, methods=_ANY),
+    Route("/v2/cudasharedmemory/{rest:path}", description.not_offered, methods=_ANY),
+)
+
+
+def build(gateway: Gateway) -> Starlette:
+    """The ASGI application of a gateway."""
+    app = Starlette(
+        routes=ROUTES,
+        middleware=[
+            Middleware(RequestId),
+            Middleware(Access, counts=gateway.counters.http, log_requests=gateway.settings.access_log),
+        ],
+        exception_handlers={HeadgateError: _known, HTTPException: _routing, Exception: _unknown},
+    )
+    app.router.redirect_slashes = False
+    app.state.gateway = gateway
+    return app
+
+
+async def _known(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HeadgateError)
+    if isinstance(error, ServerError) and error.__cause__ is not None:
+        facts = {"event": "internal-error", "request_id": request.scope["state"]["request_id"]}
+        log.error("internal error", exc_info=error.__cause__, extra=facts)
+    return error_response(request, error)
+
+
+async def _routing(request: Request, error: Exception) -> Response:
+    """What Starlette's router refuses: an unknown path or a wrong verb."""
+    assert isinstance(error, HTTPException)
+    phrase = HTTPStatus(error.status_code).phrase
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        return error_response(request, MethodNotAllowed(phrase, headers={"Allow": _allowed(request)}))
+    return error_response(request, NotFound(phrase) if error.status_code == 404 else ClientError(phrase))
+
+
+def _allowed(request: Request) -> str:
+    """The verbs of every route with this path, since one path may have several routes."""
+    methods: set[str] = set()
+    for route in ROUTES:
+        if route.path_regex.match(request.scope["path"]):
+            methods |= route.methods or set()
+    return ", ".join(sorted(methods))
+
+
+async def _unknown(request: Request, error: Exception) -> Response:
+    """A defect of ours: the client gets an id, Starlette raises the error again for the log."""
+    return error_response(request, ServerError("internal error; the log has the details under this request id"))

@@ -1,0 +1,70 @@
+"""Between HTTP and the rest: bodies read within limits, JSON replies, errors in the one shape."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+from starlette.requests import Request
+from starlette.responses import Response
+
+from gateway.errors import HeadgateError, InvalidRequest, PayloadTooLarge
+from gateway.oip import compression
+from gateway.oip.jsontext import parse_object
+
+JSON = "application/json"
+
+
+def json_response(document: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """A JSON reply."""
+    return Response(orjson.dumps(document), status, headers, media_type=JSON)
+
+
+def request_id(request: Request) -> str:
+    """The id that the request-id middleware gave this request."""
+    return str(request.scope["state"]["request_id"])
+
+
+def error_response(request: Request, error: HeadgateError) -> Response:
+    """The one error shape."""
+    return json_response(error.body(request_id(request)), error.status, error.headers)
+
+
+def single_header(request: Request, name: str) -> str | None:
+    """A header that may stand once. Raises InvalidRequest."""
+    values = request.headers.getlist(name)
+    if len(values) > 1:
+        raise InvalidRequest(f"header {name} stands {len(values)} times, at most once is allowed", field=name)
+    return values[0] if values else None
+
+
+async def read_body(request: Request, max_bytes: int) -> bytes:
+    """The whole body, inflated. Raises PayloadTooLarge before reading where the length is announced."""
+    announced = request.headers.get("content-length", "")
+    if announced.isdigit() and len(announced) <= 20 and int(announced) > max_bytes:
+        raise _too_large(max_bytes)
+    coding = request.headers.get("content-encoding")
+    if len(request.headers.getlist("content-encoding")) > 1:
+        coding = ", ".join(request.headers.getlist("content-encoding"))
+    chunks: list[bytes] = []
+    size = 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size > max_bytes:
+            raise _too_large(max_bytes)
+        chunks.append(chunk)
+    return compression.inflate(b"".join(chunks), coding, max_bytes)
+
+
+def _too_large(max_bytes: int) -> PayloadTooLarge:
+    error = PayloadTooLarge(f"the body is larger than {max_bytes} bytes", field="body")
+    # What is left of the body is not read, so the connection cannot be used again.
+    error.headers["Connection"] = "close"
+    return error
+
+
+async def read_document(request: Request, max_bytes: int = 1 << 20) -> dict[str, Any]:
+    """A JSON object, where an empty body is an empty object."""
+    body = await read_body(request, max_bytes)
+    return parse_object(body, 32) if body.strip() else {}

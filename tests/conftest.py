@@ -1,0 +1,25 @@
+"""Fixtures that start real servers; each is ended with its test."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.servers import Server
+
+
+@pytest.fixture
+def start_server(tmp_path: Path) -> Iterator[Callable[..., Server]]:
+    """A function ``start_server(models, *options)``; bare models count as quiet at once."""
+    servers: list[Server] = []
+
+    def start(models: Path, *options: str, wait: bool = True) -> Server:
+        server = Server(models, tmp_path / f"server{len(servers)}", "--quiet-s", "0", *options, wait=wait)
+        servers.append(server)
+        return server
+
+    yield start
+    for server in servers:
+        server.stop()

@@ -1,0 +1,119 @@
+"""A real server process for tests: started on a free port, waited for, and always ended."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+START_S = 60.0
+
+
+class Server:
+    """`headgate serve` as a child process. `url` is where it answers; `log()` is what it logged so far, as objects."""
+
+    def __init__(self, models: Path, scratch: Path, *options: str, wait: bool = True) -> None:
+        scratch.mkdir(parents=True, exist_ok=True)
+        self._log_path = scratch / "log.jsonl"
+        with open(self._log_path, "wb") as log:
+            self.process = subprocess.Popen(
+                [
+                    *(
+                        sys.executable,
+                        "-m",
+                        "gateway",
+                        "serve",
+                        "--models",
+                        str(models),
+                        "--data",
+                        str(scratch / "data"),
+                    ),
+                    *("--port", "0", "--poll-s", "0.2", *options),
+                ],
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env={name: value for name, value in os.environ.items() if not name.startswith("HEADGATE_")},
+            )
+        self.url = self._read_url()
+        if wait:
+            self.wait_ready()
+
+    def _read_url(self) -> str:
+        assert self.process.stdout is not None
+        ready, _, _ = select.select([self.process.stdout], [], [], START_S)
+        line = self.process.stdout.readline().decode() if ready else ""
+        if " on http://" not in line:
+            self.process.kill()
+            self.process.wait()
+            raise AssertionError(f"the server did not start: {line!r}\n{self._log_path.read_text()[-4000:]}")
+        return line.strip().rpartition(" on ")[2]
+
+    @property
+    def address(self) -> str:
+        """host:port, as tritonclient wants it."""
+        return self.url.removeprefix("http://")
+
+    def wait_ready(self, timeout_s: float = START_S) -> None:
+        """Wait until /v2/health/ready answers 200."""
+        self.wait_for(lambda: self.request("GET", "/v2/health/ready")[0] == 200, timeout_s, "the server is ready")
+
+    def wait_for(self, reached: Any, timeout_s: float, what: str) -> None:
+        """Poll until `reached()` is true."""
+        deadline = time.monotonic() + timeout_s
+        while not reached():
+            assert self.process.poll() is None, f"the server ended\n{self._log_path.read_text()[-4000:]}"
+            assert time.monotonic() < deadline, (
+                f"not within {timeout_s} s: {what}\n{self._log_path.read_text()[-4000:]}"
+            )
+            time.sleep(0.02)
+
+    def request(
+        self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None
+    ) -> tuple[int, dict[str, str], bytes]:
+        """One request; `body` is bytes, or an object that is sent as JSON. Returns status, headers, body."""
+        data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+        request = urllib.request.Request(self.url + path, data, headers or {}, method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=60) as reply:
+                return reply.status, _lower(reply.headers), reply.read()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, _lower(error.headers), error.read()
+
+    def json(self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> Any:
+        """The reply's JSON, whatever its status."""
+        return json.loads(self.request(method, path, body, headers)[2] or b"null")
+
+    def infer(self, model: str, document: Any, version: str | int | None = None) -> Any:
+        """One JSON inference; the reply's JSON, whatever its status."""
+        slot = f"/versions/{version}" if version is not None else ""
+        return self.json("POST", f"/v2/models/{model}{slot}/infer", document)
+
+    def log(self) -> list[dict[str, Any]]:
+        """Every line that was logged."""
+        return [json.loads(line) for line in self._log_path.read_text().splitlines()]
+
+    def stop(self, signal_number: int = signal.SIGTERM, timeout_s: float = 30) -> int:
+        """Ask it to end and wait; returns the exit code."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal_number)
+        try:
+            return self.process.wait(timeout_s)
+        finally:
+            if self.process.poll() is None:
+                self.process.kill()
+                self.process.wait()
+            if self.process.stdout is not None:
+                self.process.stdout.close()
+
+
+def _lower(headers: Any) -> dict[str, str]:
+    return {key.lower(): value for key, value in headers.items()}
