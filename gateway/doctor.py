@@ -32,6 +32,7 @@ _MIN_OPEN_FILES = 4096
 _LOW_DISK_BYTES = GIB
 # 2025-11-01: no Headgate is older, so a clock that shows less was never set.
 _WALL_FLOOR_S = 1_761_955_200
+_OPT_OUT = "ORT_DISABLE_TELEMETRY"
 _SPINNING = ("session.intra_op.allow_spinning", "session.inter_op.allow_spinning")
 # A model of one node, y = Identity(x), both FP32[1]: IR version 8, opset 13.
 _IDENTITY = bytes.fromhex(
@@ -62,13 +63,16 @@ class Runtime:
 def examine(settings: Settings, environ: Mapping[str, str] | None = None, root: Path = host.ROOT) -> list[Check]:
     """Every check, in the order in which they are shown."""
     environ = os.environ if environ is None else environ
-    cores, runtime = host.cores(root), _runtime(settings.providers)
+    opt_out, modules = host.c_variable(_OPT_OUT), list(sys.modules)
+    # Without the opt-out, even the one-node model below would be reported.
+    runtime = _runtime(settings.providers) if opt_out == "1" else Runtime(error=f"not tried without {_OPT_OUT}=1")
+    cores = host.cores(root)
     folders, refused = _models(settings)
     first, second = time.monotonic(), time.monotonic()
     return [
         check_python(sys.version_info[:3], platform.python_implementation()),
         check_libraries(*_libraries()),
-        check_telemetry(host.c_variable("ORT_DISABLE_TELEMETRY"), _imported_before_us(list(sys.modules))),
+        check_telemetry(opt_out, _imported_before_us(modules)),
         check_runtime(runtime, settings.providers),
         check_spinning(runtime),
         check_cores(cores, wanted_versions(folders), settings.intra_op_threads),
@@ -144,18 +148,20 @@ def check_libraries(requirements: list[str] | None, installed: Mapping[str, str]
 def check_telemetry(value: str | None, imported_before_us: bool) -> Check:
     """Whether onnxruntime was told not to report, before it looked: it remembers what it saw at its import."""
     if value != "1":
-        found = f"ORT_DISABLE_TELEMETRY is {value!r} in this process"
-        return Check("telemetry", "fail", found, "do not clear ORT_DISABLE_TELEMETRY after importing gateway")
+        found = f"{_OPT_OUT} is {value!r} in this process"
+        return Check("telemetry", "fail", found, f"let {_OPT_OUT} stand as gateway set it")
     if imported_before_us:
         found = "onnxruntime was imported before gateway could opt out"
-        return Check("telemetry", "warn", found, "import gateway first, or set ORT_DISABLE_TELEMETRY=1 outside")
-    return Check("telemetry", "ok", "off: ORT_DISABLE_TELEMETRY=1 was set before onnxruntime was imported")
+        return Check("telemetry", "warn", found, "import gateway before onnxruntime")
+    return Check("telemetry", "ok", f"off: {_OPT_OUT}=1 was set before onnxruntime was imported")
 
 
 def check_runtime(runtime: Runtime, configured: tuple[str, ...]) -> Check:
     """Whether onnxruntime loads and runs a model, and this build of it has the configured providers."""
     if runtime.error:
-        return Check("onnxruntime", "fail", runtime.error, "reinstall onnxruntime for this Python and processor")
+        return Check(
+            "onnxruntime", "fail", runtime.error, "repair the telemetry opt-out or the onnxruntime installation"
+        )
     missing = [name for name in configured if name not in runtime.providers]
     found = f"ran a model; providers of this build: {', '.join(runtime.providers)}"
     if missing:

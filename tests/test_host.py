@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -43,6 +44,16 @@ def test_without_cgroup_or_affinity_all_cores_of_the_host_are_used(tree: Tree) -
 def test_affinity_below_the_host_is_the_number_of_cores(tree: Tree) -> None:
     found = host.cores(tree({"proc/self/status": "Cpus_allowed:\tff\nCpus_allowed_list:\t0-2,8,10-11\n"}))
     assert found == host.Cores(6.0, "affinity", 16, 6, None)
+
+
+def test_allowed_processors_that_are_not_there_do_not_count(tree: Tree) -> None:
+    files = {"sys/devices/system/cpu/online": "0-1\n", "proc/self/status": "Cpus_allowed_list:\t0-127\n"}
+    assert host.cores(tree(files)) == host.Cores(2.0, "host", 2, 2, None)
+
+
+@pytest.mark.parametrize("text", ["", "junk", "0-x", "1,,2"])
+def test_a_list_of_processors_that_cannot_be_read_limits_nothing(tree: Tree, text: str) -> None:
+    assert host.cores(tree({"proc/self/status": f"Cpus_allowed_list:\t{text}\n"})).affinity == 16
 
 
 def test_a_quota_of_cgroup_v2_is_the_number_of_cores(tree: Tree) -> None:
@@ -232,3 +243,53 @@ def test_the_real_process_grows_by_what_it_touches() -> None:
     assert after is not None
     assert after.peak >= after.now
     assert after.now - before.now > len(block) * 0.8
+
+
+def test_a_folder_that_exists_is_tried_by_writing_and_left_empty(tmp_path: Path) -> None:
+    found = host.place(tmp_path)
+    assert (found.exists, found.refused) == (True, "")
+    assert found.free > 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_folder_is_judged_by_the_nearest_one_above_and_not_made(tmp_path: Path) -> None:
+    found = host.place(tmp_path / "a" / "b")
+    assert (found.exists, found.refused) == (False, "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_in_the_way_of_a_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert host.place(tmp_path / "file") == host.Place(True, "Not a directory", host.place(tmp_path / "file").free)
+    assert host.place(tmp_path / "file" / "below").refused == "Not a directory"
+
+
+def test_a_folder_that_nobody_can_write_is_refused_even_to_root() -> None:
+    if not Path("/proc/self/fd").is_dir():
+        pytest.skip("needs a Linux /proc")
+    assert host.place(Path("/proc/self/fd")).refused
+
+
+def test_a_port_that_is_taken_is_refused_and_free_again_afterwards() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen(1)
+        port = taken.getsockname()[1]
+        assert host.refused_port("127.0.0.1", port) == "Address already in use"
+    assert host.refused_port("127.0.0.1", port) == ""
+    assert host.refused_port("127.0.0.1", 0) == ""
+
+
+def test_an_address_that_is_not_ours_is_refused() -> None:
+    assert host.refused_port("192.0.2.1", 0) == "Cannot assign requested address"
+
+
+def test_the_clock_tells_whether_it_is_synchronised_or_nothing() -> None:
+    assert host.is_clock_synchronised() in (True, False, None)
+
+
+def test_a_variable_is_read_as_a_c_library_sees_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("A_TEST_OF_C", "seen")
+    assert host.c_variable("A_TEST_OF_C") == "seen"
+    monkeypatch.delenv("A_TEST_OF_C")
+    assert host.c_variable("A_TEST_OF_C") is None
