@@ -222,9 +222,9 @@ def _groups(root: Path, controller: str) -> Iterator[Path]:
     process's namespace is shown with ``..``, which leads nowhere here either.
     """
     for line in _read(root / "proc/self/cgroup").splitlines():
-        number, _, rest = line.partition(":")
+        _, _, rest = line.partition(":")
         names, _, path = rest.partition(":")
-        if controller not in names.split(",") or (not controller and number != "0"):
+        if controller not in names.split(","):
             continue
         mounts = (names, controller) if controller else (".", "unified")
         steps = PurePosixPath("/", *(part for part in PurePosixPath(path).parts if part not in ("/", "..")))

@@ -260,7 +260,7 @@ def add_arguments(parser: argparse.ArgumentParser, only: Iterable[str] | None = 
     rows = [row for row in TABLE if row.name in wanted]
     groups = {row.heading: parser.add_argument_group(row.heading.lower()) for row in rows}
     for row in rows:
-        text = f"{row.text} [{_default(row)}]".replace("`", "").replace("%", "%%")
+        text = f"{row.text} [{_default(row)}]".replace("`", "")
         if row.kind.metavar:
             groups[row.heading].add_argument(row.flag, metavar=row.kind.metavar, default=None, help=text)
         else:
