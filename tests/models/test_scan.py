@@ -246,6 +246,12 @@ def test_millions_of_empty_fields_are_refused_before_they_take_time_or_memory() 
     assert "more than 2,000,000 protobuf fields" in refusal(wire_model(b"", block(14, b"") * 2_000_001))
 
 
+def test_the_fields_of_all_messages_count_towards_the_limit() -> None:
+    crafted = wire_model(block(1, block(4, b"Identity")) * 5)
+    assert report(crafted, ScanLimits(max_fields=14)).node_count == 5
+    assert refusal(crafted, ScanLimits(max_fields=13)) == "The model has more than 13 protobuf fields."
+
+
 def test_a_negative_dimension_is_refused() -> None:
     crafted = wire_tensor("w", number(1, -1), number(2, 1))
     assert refusal(crafted) == "Initialiser 'w' has the negative dimension -1."
@@ -319,6 +325,12 @@ def test_an_unknown_element_type_is_refused() -> None:
     assert refusal(wire_tensor("w", number(2, 99))) == "Initialiser 'w' has the unknown element type 99."
 
 
+def test_an_element_type_written_with_more_than_32_bits_is_read_as_parsers_read_it() -> None:
+    crafted = wire_tensor("w", number(1, 2), number(2, (1 << 32) + TensorProto.INT8), block(9, bytes(2)))
+    assert ModelProto.FromString(crafted).graph.initializer[0].data_type == TensorProto.INT8
+    assert report(crafted).initializer_bytes == 2
+
+
 def test_two_pieces_of_a_typed_field_are_counted_together() -> None:
     tensor = number(1, 4), number(2, 7), block(7, varint(300) + varint(2)), number(7, 3), number(7, -1)
     assert ModelProto.FromString(wire_tensor("w", *tensor)).graph.initializer[0].int64_data == [300, 2, 3, -1]
@@ -367,6 +379,12 @@ def test_names_are_escaped_and_shortened_in_a_refusal() -> None:
 def test_a_custom_domain_is_refused_and_the_node_named() -> None:
     crafted = model([make_node("Magic", ["x"], ["z"], domain="com.example", name="wand")])
     assert refusal(crafted) == "Node 'wand' uses operators of domain 'com.example', which is not allowed."
+
+
+def test_the_last_of_two_domains_of_a_node_counts_as_it_does_for_parsers() -> None:
+    crafted = wire_model(block(1, block(4, b"Relu") + block(7, b"ai.onnx") + block(7, b"com.example")))
+    assert ModelProto.FromString(crafted).graph.node[0].domain == "com.example"
+    assert "'com.example'" in refusal(crafted)
 
 
 def test_a_custom_domain_in_a_sub_graph_is_refused() -> None:
