@@ -321,6 +321,7 @@ def test_a_healthy_machine_passes_and_nothing_is_left_behind(healthy: Settings, 
     for name in ("python", "onnxruntime", "spinning", "memory", "memory arena", "models", "data", "port", "variables"):
         assert checks[name].status == "ok", checks[name]
     assert checks["models"].found.endswith("1 model, 1 version, 1 without a manifest")
+    assert "pytest" not in checks["libraries"].found
     assert checks["onnxruntime"].found.startswith("ran a model; ")
     assert [path.name for path in tmp_path.iterdir()] == ["models"]
 

@@ -90,9 +90,9 @@ def test_a_host_path_inside_a_container_falls_back_to_the_mounted_group(tree: Tr
 
 def test_a_group_outside_of_the_namespace_does_not_lead_out_of_the_tree(tree: Tree) -> None:
     files = {
-        "proc/self/cgroup": "0::/../../secret\n",
+        "proc/self/cgroup": "0::/../../../secret\n",
         "secret/cpu.max": "1000 100000",
-        "sys/fs/cgroup/cpu.max": "max 1",
+        "sys/fs/cgroup/cpu.max": "max 100000",
     }
     assert host.cores(tree(files)).quota is None
 
