@@ -3,7 +3,8 @@
 orjson refuses NaN, Infinity, numbers beyond a double, byte-order marks, trailing bytes, invalid UTF-8 and lone
 surrogates, but keeps the last of two equal keys without a word. Counting finds them cheaply: outside of strings every
 colon belongs to one key, so a document without duplicates has exactly as many colons as the parsed value has keys
-plus colons in its strings. Only when the two differ is the document read again, slowly, to name the key.
+plus colons in its strings. Only when the two differ is the document read again, slowly, to name the key. Brackets are
+counted in the same way, to know that no nested value was passed over when the depth was measured.
 """
 
 from __future__ import annotations
@@ -28,7 +29,10 @@ def parse_object(text: bytes, max_depth: int) -> dict[str, Any]:
         raise InvalidJSON(_sentence(text, error, max_depth), field="$") from None
     if not isinstance(value, dict):
         raise InvalidJSON(f"the body must be a JSON object, got {kind(value)}", field="$")
-    if _colons(value, max_depth) != text.count(b":") or b"\\u003" in text:
+    colons, containers = _survey(value, max_depth)
+    if containers != text.count(b"{") + text.count(b"["):
+        _check_depth(value, max_depth)
+    if colons != text.count(b":") or b"\\u003" in text:
         _refuse_duplicates(text)
     return value
 
@@ -57,26 +61,37 @@ def _sentence(text: bytes, error: orjson.JSONDecodeError, max_depth: int) -> str
     if not text:
         return "the body is empty, expected a JSON object"
     if "depth limit" in reason:
-        return f"the JSON nests deeper than {max_depth} levels"
+        return _too_deep(max_depth)
+    try:
+        # orjson counts characters.
+        at = len(text.decode()[: error.pos].encode())
+    except UnicodeDecodeError as utf8:
+        return f"the body is not valid JSON at byte {utf8.start}: it is not UTF-8"
     hint = ""
-    if text[error.pos : error.pos + 8].lstrip(b"-").startswith((b"NaN", b"Inf")):
+    if text[at : at + 8].lstrip(b"-").startswith((b"NaN", b"Inf")):
         hint = "; send NaN as null, or use the binary tensor format"
-    return f"the body is not valid JSON at byte {error.pos}: {reason}{hint}"
+    return f"the body is not valid JSON at byte {at}: {reason}{hint}"
 
 
-def _colons(root: dict[str, Any], max_depth: int) -> int:
-    """Keys and colons in strings of a parsed value, but not in lists of numbers; bounds the depth on the way.
+def _too_deep(max_depth: int) -> str:
+    return f"the JSON nests deeper than {max_depth} levels"
 
-    A list is taken for numbers by its first element. Where that is wrong the count comes out too small, never too
-    large, so the slow reading decides.
+
+def _survey(root: dict[str, Any], max_depth: int) -> tuple[int, int]:
+    """Keys and colons in strings of a parsed value, and its lists and objects; bounds the depth on the way.
+
+    A list is taken for numbers by its first element. Where that is wrong the counts come out too small, never too
+    large, so the slow readings decide.
     """
     count = 0
+    containers = 0
     level: list[Any] = [root]
     depth = 0
     while level:
         depth += 1
         if depth > max_depth:
-            raise InvalidJSON(f"the JSON nests deeper than {max_depth} levels", field="$")
+            raise InvalidJSON(_too_deep(max_depth), field="$")
+        containers += len(level)
         below: list[Any] = []
         for value in level:
             if type(value) is dict:
@@ -95,7 +110,22 @@ def _colons(root: dict[str, Any], max_depth: int) -> int:
                     elif type(member) in (dict, list):
                         below.append(member)
         level = below
-    return count
+    return count, containers
+
+
+def _check_depth(root: dict[str, Any], max_depth: int) -> None:
+    """Bounds the depth of every value, also of those that stand in a list after a number."""
+    level: list[Any] = [root]
+    for _ in range(max_depth):
+        level = [
+            member
+            for value in level
+            for member in (value.values() if type(value) is dict else value)
+            if type(member) in (dict, list)
+        ]
+        if not level:
+            return
+    raise InvalidJSON(_too_deep(max_depth), field="$")
 
 
 class _Twice(dict[str, Any]):
@@ -129,6 +159,7 @@ def _refuse_duplicates(text: bytes) -> None:
         if isinstance(value, _Twice):
             raise InvalidJSON(f"key {quote(value.key)} stands twice in {path}", field=path)
         if isinstance(value, dict):
-            stack.extend((f"{path}.{key[:64]}", member) for key, member in value.items())
+            prefix = "" if path == "$" else f"{path}."
+            stack.extend((f"{prefix}{key[:64]}", member) for key, member in value.items())
         elif isinstance(value, list):
             stack.extend((f"{path}[{i}]", member) for i, member in enumerate(value) if isinstance(member, dict | list))
