@@ -9,6 +9,11 @@ from gateway.errors import InvalidRequest, PayloadTooLarge, UnsupportedEncoding
 from gateway.oip.jsontext import quote
 
 _WINDOW = {"gzip": zlib.MAX_WBITS | 16, "deflate": zlib.MAX_WBITS}
+_PIECE = 1 << 20
+"""Bytes that are inflated at a time, so that a body over the limit never takes much more memory than the limit."""
+
+MAX_MEMBERS = 32
+"""Members of one gzip body. Each one copies the bytes behind it, so thousands of empty ones would hold the loop."""
 
 
 def inflate(body: bytes, encoding: str | None, max_bytes: int) -> bytes:
@@ -21,29 +26,33 @@ def inflate(body: bytes, encoding: str | None, max_bytes: int) -> bytes:
     if coding in ("identity", ""):
         return body
     if coding not in _WINDOW:
-        raise UnsupportedEncoding(f"content encoding {quote(coding)} is not supported, only gzip or deflate")
+        error = UnsupportedEncoding(f"content encoding {quote(coding)} is not supported, only gzip or deflate")
+        error.field = "Content-Encoding"
+        raise error
     parts: list[bytes] = []
-    left = max_bytes
+    size = 0
     rest = body
-    while True:
+    # A gzip file may hold several members one after another.
+    for _ in range(MAX_MEMBERS):
         stream = zlib.decompressobj(_WINDOW[coding])
-        try:
-            # One byte past the limit tells "exactly full" from "too large".
-            part = stream.decompress(rest, left + 1)
-        except zlib.error:
-            raise InvalidRequest(f"the body is not valid {coding} data", field="Content-Encoding") from None
-        left -= len(part)
-        parts.append(part)
-        if left < 0:
-            raise PayloadTooLarge(f"the body inflates to more than {max_bytes} bytes", field="body")
-        if not stream.eof:
-            raise InvalidRequest(f"the {coding} body ends before its data does", field="Content-Encoding")
+        while not stream.eof:
+            try:
+                part = stream.decompress(rest, _PIECE)
+            except zlib.error:
+                raise InvalidRequest(f"the body is not valid {coding} data", field="Content-Encoding") from None
+            size += len(part)
+            if size > max_bytes:
+                raise PayloadTooLarge(f"the body inflates to more than {max_bytes} bytes", field="body")
+            if len(part) < _PIECE and not stream.eof:
+                raise InvalidRequest(f"the {coding} body ends before its data does", field="Content-Encoding")
+            parts.append(part)
+            rest = stream.unconsumed_tail
         rest = stream.unused_data
         if not rest:
             return b"".join(parts)
         if coding == "deflate":
             raise InvalidRequest("the deflate body has bytes left over after its data", field="Content-Encoding")
-        # A gzip file may hold several members one after another.
+    raise InvalidRequest(f"the gzip body has more than {MAX_MEMBERS} members", field="Content-Encoding")
 
 
 def choose(accept: str | None) -> str | None:
