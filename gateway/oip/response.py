@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -83,14 +84,19 @@ def _dump(document: dict[str, Any], literal: bool) -> bytes:
 def classify(scores: Array, top: int, batched: bool, labels: Sequence[str]) -> Array:
     """The `top` highest scores as strings ``score:index[:label]``, shape [k], or [rows, k] where axis 0 is a batch.
 
-    k = min(top, classes); equal scores keep the order of their indices; NaN comes last.
+    k = min(top, classes); equal scores keep the order of their indices; NaN comes last. Integer scores stay integers.
     """
-    table = scores.reshape(scores.shape[0], -1) if batched and scores.ndim > 0 else scores.reshape(1, -1)
-    k = min(top, table.shape[1])
-    order = np.argsort(-table.astype(np.float64), axis=1, kind="stable")[:, :k]
+    rows = scores.shape[0] if batched and scores.ndim > 0 else 1
+    classes = math.prod(scores.shape[1:]) if batched else scores.size
+    table = scores.reshape(rows, classes)
+    k = min(top, classes)
+    whole = table.dtype.kind in "iu"
+    # ~x turns the order of integers round as -x does, but without overflow.
+    order = np.argsort(~table if whole else -table, axis=1, kind="stable")[:, :k]
     result = np.empty(order.shape, dtype=object)
     for row, indices in enumerate(order):
         for column, index in enumerate(indices):
             label = f":{labels[index]}" if index < len(labels) else ""
-            result[row, column] = f"{float(table[row, index]):f}:{index}{label}"
+            score = str(table[row, index]) if whole else f"{float(table[row, index]):f}"
+            result[row, column] = f"{score}:{index}{label}"
     return result if batched else result[0]
