@@ -49,31 +49,34 @@ def decode(body: bytes, header: str | None, contract: Contract, limits: Limits, 
     document = parse_object(body[:length] if length != len(body) else body, limits.max_json_depth)
     parameters = _parameters(document.get("parameters"), "parameters", limits)
     blobs = _Blobs(memoryview(body)[length:], model)
-    inputs = _inputs(document, contract, limits, blobs)
+    found = _inputs(document, contract, limits, blobs)
     blobs.done()
     return InferRequest(
         id=_id(document.get("id"), limits),
         parameters=parameters,
-        inputs=inputs,
+        inputs={spec.name: found[spec.name] for spec in contract.inputs},
         outputs=_outputs(document.get("outputs"), contract, limits, _flag(parameters, "binary_data_output", "")),
-        rows=rows(inputs, contract),
+        rows=rows(found, contract),
         timeout_s=_timeout(parameters),
     )
 
 
 def rows(inputs: Mapping[str, Array], contract: Contract) -> int:
-    """Rows of a batched request, which all inputs must agree on; 1 where axis 0 is no batch axis."""
+    """Rows of a batched request, which all inputs must agree on; 1 where axis 0 is no batch axis.
+
+    `inputs` stand in the order of the request, which the path in an error counts.
+    """
     if not contract.batched or not contract.inputs:
         return 1
-    counts = {name: array.shape[0] for name, array in inputs.items()}
-    first = next(iter(counts.values()))
-    for index, (name, count) in enumerate(counts.items()):
-        if count != first:
+    counts = [(name, array.shape[0]) for name, array in inputs.items()]
+    first, rows = counts[0]
+    for index, (name, count) in enumerate(counts):
+        if count != rows:
             raise InvalidRequest(
-                f"axis 0 is the batch: input {contract.inputs[0].name!r} has {first} rows, input {name!r} has {count}",
+                f"axis 0 is the batch: input {first!r} has {rows} rows, input {name!r} has {count}",
                 field=f"inputs[{index}].shape[0]",
             )
-    return int(first)
+    return int(rows)
 
 
 class _Blobs:
@@ -126,6 +129,15 @@ def _parameters(value: object, path: str, limits: Limits) -> Mapping[str, Scalar
         if len(key) > limits.max_text or (isinstance(member, str) and len(member) > limits.max_text):
             raise InvalidRequest(f"{where} is longer than {limits.max_text} characters", field=where)
     return value
+
+
+def _tensor_parameters(item: Mapping[str, Any], path: str, limits: Limits) -> Mapping[str, Scalar]:
+    """The parameters of an input or a requested output; none of them can travel in shared memory."""
+    parameters = _parameters(item.get("parameters"), f"{path}.parameters", limits)
+    if "shared_memory_region" in parameters:
+        where = f"{path}.parameters.shared_memory_region"
+        raise InvalidRequest(f"{where}: shared memory is not offered; use 'data' or binary data", field=where)
+    return parameters
 
 
 def _flag(parameters: Mapping[str, Scalar], key: str, path: str) -> bool:
@@ -185,6 +197,7 @@ def _missing(item: Mapping[str, Any], key: str) -> str:
 
 
 def _inputs(document: Mapping[str, Any], contract: Contract, limits: Limits, blobs: _Blobs) -> Mapping[str, Array]:
+    """Every input of the contract, in the order of the request."""
     specs = {spec.name: spec for spec in contract.inputs}
     if "inputs" not in document:
         if specs:
@@ -203,7 +216,7 @@ def _inputs(document: Mapping[str, Any], contract: Contract, limits: Limits, blo
     absent = [name for name in specs if name not in found]
     if absent:
         raise InvalidRequest(f"inputs lacks {_names(absent)}; the model's inputs are {_names(specs)}", field="inputs")
-    return {name: found[name] for name in specs}
+    return found
 
 
 def _names(names: Any) -> str:
@@ -217,10 +230,7 @@ def _input(item: Mapping[str, Any], spec: TensorSpec, limits: Limits, blobs: _Bl
             raise InvalidRequest(f"{path}.{key} is missing", field=f"{path}.{key}")
     datatype = tensors.check_datatype(item["datatype"], spec, f"{path}.datatype")
     shape = tensors.check_shape(item["shape"], spec, limits, f"{path}.shape")
-    parameters = _parameters(item.get("parameters"), f"{path}.parameters", limits)
-    if "shared_memory_region" in parameters:
-        where = f"{path}.parameters.shared_memory_region"
-        raise InvalidRequest(f"{where}: shared memory is not offered; send 'data' or binary data", field=where)
+    parameters = _tensor_parameters(item, path, limits)
     size = _count(parameters, "binary_data_size", f"{path}.", limits.max_body_bytes)
     if ("data" in item) == (size is not None):
         found = "both are" if "data" in item else "no field is"
@@ -248,7 +258,7 @@ def _outputs(value: object, contract: Contract, limits: Limits, binary: bool) ->
                     f"{path}.name: the model has no output {quote(name)}, its outputs are {_names(specs)}",
                     field=f"{path}.name",
                 )
-            parameters = _parameters(item.get("parameters"), f"{path}.parameters", limits)
+            parameters = _tensor_parameters(item, path, limits)
             own = _flag(parameters, "binary_data", f"{path}.") if "binary_data" in parameters else binary
             top = _count(parameters, "classification", f"{path}.", limits.max_elements) or 0
             if top and specs[name].datatype in ("BYTES", "BOOL", "BF16"):

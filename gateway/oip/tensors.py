@@ -89,18 +89,23 @@ def from_json(data: object, shape: tuple[int, ...], datatype: Datatype, path: st
         raise InvalidRequest(
             f"{path}: {datatype.name} data cannot be sent as JSON; use the binary tensor format", field=path
         )
+    size = math.prod(shape)
+    lists: tuple[int, ...] = (size,)  # their lengths level by level, for the path of an element
     if not isinstance(data, list):
         if shape or data is None or isinstance(data, dict):
             raise InvalidRequest(f"{path} must be a list, got {kind(data)}", field=path)
         data = [data]
-    size = math.prod(shape)
-    flat = _flatten(data, shape, path) if data and type(data[0]) is list else data
+        lists = ()
+    flat = data
+    if data and type(data[0]) is list:
+        flat = _flatten(data, shape, path)
+        lists = shape
     if len(flat) != size:
         raise InvalidRequest(f"{path} holds {len(flat)} elements, but shape {show(shape)} needs {size}", field=path)
     allowed, wanted = _ELEMENT_TYPES.get(datatype.name, ({int}, "an integer"))
     if not set(map(type, flat)) <= allowed:
         index = next(i for i, value in enumerate(flat) if type(value) not in allowed)
-        where = f"{path}[{index}]"
+        where = _element(path, index, lists)
         raise InvalidRequest(f"{where} must be {wanted} for {datatype.name}, got {kind(flat[index])}", field=where)
     try:
         with np.errstate(over="ignore"):
@@ -111,9 +116,14 @@ def from_json(data: object, shape: tuple[int, ...], datatype: Datatype, path: st
         fits = False
     if not fits:
         index = next(i for i, value in enumerate(flat) if not _fits(value, datatype))
-        where = f"{path}[{index}]"
+        where = _element(path, index, lists)
         raise InvalidRequest(f"{where} does not fit {datatype.name}: {kind(flat[index])}", field=where)
     return array.reshape(shape)
+
+
+def _element(path: str, index: int, lists: tuple[int, ...]) -> str:
+    """The path of an element of lists of these lengths."""
+    return path + "".join(f"[{at}]" for at in np.unravel_index(index, lists))
 
 
 def _fits(value: Any, datatype: Datatype) -> bool:
