@@ -17,7 +17,7 @@ async def infer(request: Request) -> Response:
     started = time.monotonic_ns()
     pipeline = gateway_of(request).pipeline
     model, slot = request.path_params["model"], request.path_params.get("version")
-    header = single_header(request, "inference-header-content-length")
+    header = single_header(request, "Inference-Header-Content-Length")
 
     async def read() -> bytes:
         return await read_body(request, pipeline.limits.max_body_bytes)

@@ -27,7 +27,9 @@ def request_id(request: Request) -> str:
 
 
 def error_response(request: Request, error: HeadgateError) -> Response:
-    """The one error shape."""
+    """The one error shape. After a body that is too large the connection ends: the rest of it may not be read."""
+    if isinstance(error, PayloadTooLarge):
+        error.headers["Connection"] = "close"
     return json_response(error.body(request_id(request)), error.status, error.headers)
 
 
@@ -42,7 +44,7 @@ def single_header(request: Request, name: str) -> str | None:
 async def read_body(request: Request, max_bytes: int) -> bytes:
     """The whole body, inflated. Raises PayloadTooLarge before reading where the length is announced."""
     announced = request.headers.get("content-length", "")
-    if announced.isdigit() and len(announced) <= 20 and int(announced) > max_bytes:
+    if announced.isdecimal() and len(announced) <= 20 and int(announced) > max_bytes:
         raise _too_large(max_bytes)
     coding = request.headers.get("content-encoding")
     if len(request.headers.getlist("content-encoding")) > 1:
@@ -58,10 +60,7 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
 
 
 def _too_large(max_bytes: int) -> PayloadTooLarge:
-    error = PayloadTooLarge(f"the body is larger than {max_bytes} bytes", field="body")
-    # What is left of the body is not read, so the connection cannot be used again.
-    error.headers["Connection"] = "close"
-    return error
+    return PayloadTooLarge(f"the body is larger than {max_bytes} bytes", field="body")
 
 
 async def read_document(request: Request, max_bytes: int = 1 << 20) -> dict[str, Any]:

@@ -113,7 +113,7 @@ def _load_of_unknown(error: NotFound, name: str) -> NotFound:
 
 async def _check_load_parameters(request: Request, gateway: Gateway, name: str) -> None:
     """File uploads are refused; a `config` is taken only where it says what is so already."""
-    parameters = (await read_document(request, 64 << 20)).get("parameters", {})
+    parameters = (await read_document(request, gateway.settings.max_body_bytes)).get("parameters", {})
     if not isinstance(parameters, dict):
         raise InvalidRequest(f"parameters must be an object, got {kind(parameters)}", field="parameters")
     for key, value in parameters.items():
