@@ -15,6 +15,8 @@ HeadgateError
     LoadRejected                   400 load-failed, the files of the version are at fault
   NotOffered                       501 not-offered
   Overload                         the request is fine, the server cannot take it now
+    QueueFull                      429 queue-full
+      QuotaExceeded                429 quota-exceeded
     NotReady                       503 not-ready
       LoadUnavailable              503 load-failed, resources were missing
     DeadlineExceeded               504 deadline-exceeded
@@ -151,6 +153,22 @@ class Overload(HeadgateError):
 
     status = 503
     code = "overload"
+
+
+class QueueFull(Overload):
+    """Too much is waiting for this model or for this server."""
+
+    status = 429
+    code = "queue-full"
+
+    def __init__(self, message: str, *, retry_after_s: int = 1) -> None:
+        super().__init__(message, headers={"Retry-After": str(retry_after_s)})
+
+
+class QuotaExceeded(QueueFull):
+    """The caller has used up its own share."""
+
+    code = "quota-exceeded"
 
 
 class NotReady(Overload):

@@ -73,6 +73,17 @@ def listening_host() -> Kind:
     return Kind("an address or host name without spaces", "HOST", parse)
 
 
+def header_name() -> Kind:
+    """The name of an HTTP header; case does not matter."""
+
+    def parse(raw: object) -> str:
+        if not isinstance(raw, str) or not re.fullmatch(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}", raw):
+            raise ValueError
+        return raw.lower()
+
+    return Kind("the name of an HTTP header", "NAME", parse)
+
+
 def whole(low: int, high: int) -> Kind:
     """A whole number, both bounds included."""
 
@@ -228,15 +239,24 @@ class Settings:
         0, "Sessions and threads", whole(0, 1024),
         "Threads inside one session. 0 divides the cores that the process may really use (affinity and cgroup quota) "
         "over the sessions, at least one each.")
-    run_threads: int = _row(
-        0, "Sessions and threads", whole(0, 1024),
-        "Threads that carry out long model runs so that the event loop stays free. 0 is one for each usable core.")
     max_body_bytes: int = _row(
         8 * MIB, "Requests", size(KIB, 2 * GIB), "The largest body, also after inflating; a larger one gets 413.")
     max_tensors: int = _row(64, "Requests", whole(1, 65536), "Inputs, and requested outputs, in one request.")
     max_elements: int = _row(4 * MIB, "Requests", whole(1, 2 * GIB), "Elements in one tensor.")
     max_rank: int = _row(8, "Requests", whole(1, 64), "Dimensions of a tensor; 64 is the most that numpy can hold.")
     max_json_depth: int = _row(100, "Requests", whole(4, 512), "Levels of nesting in a JSON body.")
+    max_in_flight: int = _row(
+        4096, "Requests", whole(1, 1000000), "Inference requests in flight at once; one more gets 429.")
+    max_in_flight_per_model: int = _row(
+        2048, "Requests", whole(1, 1000000), "Inference requests in flight at once for one model.")
+    max_in_flight_per_client: int = _row(
+        0, "Requests", whole(0, 1000000),
+        "Inference requests in flight at once for one client key; 0 is no quota.")
+    client_key_header: str = _row(
+        "x-client-key", "Requests", header_name(), "The header whose value tells clients apart for their quota.")
+    max_wait_s: float = _row(
+        1.0, "Requests", seconds(0.001, 3600),
+        "The longest expected wait for a busy model; a request that would wait longer gets 429 at once.")
     default_deadline_s: float = _row(
         5.0, "Requests", seconds(0.001, 86400), "Time for a request that names none; past it the answer is 504.")
     max_deadline_s: float = _row(

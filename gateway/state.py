@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry
 from starlette.requests import Request
 
 from gateway import host
+from gateway.inference.admission import Quotas
 from gateway.inference.pipeline import Pipeline
 from gateway.models.loader import QuarantineLoader
 from gateway.models.manager import Manager
@@ -31,13 +32,13 @@ class Gateway:
     pipeline: Pipeline
     counters: metrics.Counters
     registry: CollectorRegistry
-    executors: tuple[Executor, ...]
+    lifecycle: Executor
     draining: bool = False
 
     def close(self) -> None:
         """Give the threads back; work that did not begin is dropped."""
-        for executor in self.executors:
-            executor.shutdown(wait=False, cancel_futures=True)
+        self.lifecycle.shutdown(wait=False, cancel_futures=True)
+        self.pipeline.close()
 
 
 def assemble(settings: Settings) -> Gateway:
@@ -46,7 +47,6 @@ def assemble(settings: Settings) -> Gateway:
     counters = metrics.Counters()
     table = ServingTable()
     lifecycle = ThreadPoolExecutor(2, thread_name_prefix="lifecycle")
-    runs = ThreadPoolExecutor(settings.run_threads or max(1, int(cores.count)), thread_name_prefix="run")
     loader = QuarantineLoader(
         timeout_s=settings.quarantine_timeout_s,
         memory_bytes=settings.quarantine_memory_bytes,
@@ -71,9 +71,15 @@ def assemble(settings: Settings) -> Gateway:
         max_rank=settings.max_rank,
         max_json_depth=settings.max_json_depth,
     )
-    pipeline = Pipeline(table, counters, limits, runs, settings.default_deadline_s, settings.max_deadline_s)
+    quotas = Quotas(
+        settings.max_in_flight,
+        settings.max_in_flight_per_model,
+        settings.max_in_flight_per_client,
+        settings.max_wait_s,
+    )
+    pipeline = Pipeline(table, counters, limits, quotas, settings.default_deadline_s, settings.max_deadline_s)
     registry = metrics.registry(counters, lambda: table.models)
-    return Gateway(settings, table, Repository(manager), pipeline, counters, registry, (lifecycle, runs))
+    return Gateway(settings, table, Repository(manager), pipeline, counters, registry, lifecycle)
 
 
 def gateway_of(request: Request) -> Gateway:

@@ -1,36 +1,60 @@
-"""The infer endpoint: headers and body in, the pipeline, headers and body out."""
+"""The ASGI door: the infer route under any ASGI server. The fast door answers the same with the same bytes."""
 
 from __future__ import annotations
 
+import asyncio
 import time
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from gateway.http.messages import JSON, read_body, request_id, single_header
+from gateway.errors import HeadgateError
+from gateway.http.messages import read_raw, reply_headers, request_id, single_header
+from gateway.inference.call import Call
 from gateway.oip import compression
 from gateway.state import gateway_of
 
 
+class _Waiting:
+    """The door of one request: what the pipeline says becomes the result of a future."""
+
+    def __init__(self) -> None:
+        self.future: asyncio.Future[tuple[bytes, int]] = asyncio.get_running_loop().create_future()
+
+    def answer(self, call: Call, body: bytes, json_length: int) -> None:
+        """See Door."""
+        if not self.future.done():
+            self.future.set_result((body, json_length))
+
+    def refuse(self, call: Call, error: HeadgateError) -> None:
+        """See Door."""
+        if not self.future.done():
+            self.future.set_exception(error)
+
+
 async def infer(request: Request) -> Response:
     """``POST /v2/models/{model}[/versions/{version}]/infer``."""
-    started = time.monotonic_ns()
-    pipeline = gateway_of(request).pipeline
+    arrived_ns = time.monotonic_ns()
+    gateway = gateway_of(request)
+    pipeline = gateway.pipeline
     model, slot = request.path_params["model"], request.path_params.get("version")
-    header = single_header(request, "Inference-Header-Content-Length")
-
-    async def read() -> bytes:
-        return await read_body(request, pipeline.limits.max_body_bytes)
-
-    answer = await pipeline.infer(model, slot, read, header, request_id(request), started)
-    content = answer.reply.body
-    headers = {"headgate-prediction-id": answer.prediction_id}
-    if answer.reply.header_length is not None:
-        headers["inference-header-content-length"] = str(answer.reply.header_length)
+    door = _Waiting()
+    key = request.headers.get(gateway.settings.client_key_header, "")
+    call = pipeline.admit(model, slot, door, arrived_ns, request_id(request), key)
+    try:
+        header = single_header(request, "inference-header-content-length")
+        body = await read_raw(request, pipeline.limits.max_body_bytes)
+        pipeline.submit(call, body, header, ", ".join(request.headers.getlist("content-encoding")) or None)
+    except HeadgateError as error:
+        pipeline.refuse(call, error)
+    except (ClientDisconnect, asyncio.CancelledError):
+        pipeline.abandon(call)
+        raise
+    try:
+        body, json_length = await door.future
+    except asyncio.CancelledError:
+        pipeline.abandon(call)
+        raise
     coding = compression.choose(request.headers.get("accept-encoding"))
-    if coding is not None:
-        content = compression.deflate(content, coding)
-        headers["content-encoding"] = coding
-        headers["vary"] = "Accept-Encoding"
-    media = JSON if answer.reply.header_length is None else "application/octet-stream"
-    return Response(content, 200, headers, media_type=media)
+    headers, body = reply_headers(call.prediction_id, body, json_length, coding)
+    return Response(body, 200, headers)

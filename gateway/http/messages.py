@@ -41,14 +41,26 @@ def single_header(request: Request, name: str) -> str | None:
     return values[0] if values else None
 
 
-async def read_body(request: Request, max_bytes: int) -> bytes:
-    """The whole body, inflated. Raises PayloadTooLarge before reading where the length is announced."""
+def reply_headers(
+    prediction_id: bytes, body: bytes, json_length: int, coding: str | None
+) -> tuple[dict[str, str], bytes]:
+    """The headers of an inference reply, and its body under the coding that the client takes (None: as it is)."""
+    headers = {"headgate-prediction-id": prediction_id.decode(), "content-type": JSON}
+    if json_length < len(body):
+        headers["content-type"] = "application/octet-stream"
+        headers["inference-header-content-length"] = str(json_length)
+    if coding is not None:
+        body = compression.deflate(body, coding)
+        headers["content-encoding"] = coding
+        headers["vary"] = "Accept-Encoding"
+    return headers, body
+
+
+async def read_raw(request: Request, max_bytes: int) -> bytes:
+    """The whole body as it came. Raises PayloadTooLarge before reading where the length is announced."""
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and len(announced) <= 20 and int(announced) > max_bytes:
         raise _too_large(max_bytes)
-    coding = request.headers.get("content-encoding")
-    if len(request.headers.getlist("content-encoding")) > 1:
-        coding = ", ".join(request.headers.getlist("content-encoding"))
     chunks: list[bytes] = []
     size = 0
     async for chunk in request.stream():
@@ -56,7 +68,13 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
         if size > max_bytes:
             raise _too_large(max_bytes)
         chunks.append(chunk)
-    return compression.inflate(b"".join(chunks), coding, max_bytes)
+    return b"".join(chunks)
+
+
+async def read_body(request: Request, max_bytes: int) -> bytes:
+    """The whole body, inflated."""
+    body = await read_raw(request, max_bytes)
+    return compression.inflate(body, ", ".join(request.headers.getlist("content-encoding")), max_bytes)
 
 
 def _too_large(max_bytes: int) -> PayloadTooLarge:

@@ -1,158 +1,293 @@
-"""The path of one inference: find the version, decode, run, encode; each phase timed."""
+"""The path of every inference: admit, read, batch, run, write, reply. Both doors use it.
+
+`admit` takes a permit before a body is read, `submit` decodes the body into the version's block, and the first call
+of a turn of the event loop asks for a flush at its end: every request that the same turn brought runs together.
+Short runs stay in the loop; long ones go to the version's own thread, and what arrives meanwhile is the next batch.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
-from concurrent.futures import Executor
-from typing import NamedTuple
+from collections.abc import Sequence
 
-from gateway.errors import DeadlineExceeded, HeadgateError, InvalidRequest, ModelFailed, ServerError
+from gateway.errors import DeadlineExceeded, HeadgateError, ModelFailed, ServerError
+from gateway.inference.admission import Admission, Quotas
+from gateway.inference.batcher import Batch
+from gateway.inference.call import Call, Door
+from gateway.inference.cost import INLINE_S
+from gateway.inference.engine import Engine, Outcome, Part
 from gateway.inference.ids import new_id
 from gateway.models.servable import Servable
 from gateway.models.table import ServingTable
-from gateway.oip.datatypes import is_float, nonfinite_count
+from gateway.oip import compression
 from gateway.oip.limits import Limits
-from gateway.oip.request import decode
-from gateway.oip.response import Reply, encode
 from gateway.telemetry.metrics import Counters
-from gateway.types import Array, InferRequest, InferResponse
 
 log = logging.getLogger("headgate.inference")
 
-INLINE_S = 0.002
-"""Runs that are expected to take less stay in the event loop: a thread would cost more than it frees."""
+SWEEP_S = 0.05
+"""How often calls behind a long run are looked at for passed deadlines."""
 
-
-class Answer(NamedTuple):
-    """An encoded reply and what the HTTP layer puts into headers."""
-
-    reply: Reply
-    prediction_id: str
-    model: str
-    version: int
+TURN_NS = 5_000_000
+"""Runs of one turn take at most about this long; then the loop looks at its sockets again."""
 
 
 class Pipeline:
-    """Answers infer requests. Used by every door; knows bytes and versions, but not HTTP."""
+    """The central type of a request. Not thread-safe: it belongs to the thread of the event loop."""
 
     def __init__(
         self,
         table: ServingTable,
         counters: Counters,
         limits: Limits,
-        executor: Executor,
+        quotas: Quotas,
         default_deadline_s: float,
         max_deadline_s: float,
     ) -> None:
         self.limits = limits
+        self.admission = Admission(quotas)
         self._table = table
         self._counters = counters
-        self._executor = executor
-        self._default_deadline_s = default_deadline_s
-        self._max_deadline_s = max_deadline_s
+        self._default_ns = int(min(default_deadline_s, max_deadline_s) * 1e9)
+        self._max_ns = int(max_deadline_s * 1e9)
+        self._engines: dict[Servable, Engine] = {}
+        self._due: list[Engine] = []
+        self._sweeping = False
 
-    async def infer(
-        self,
-        model: str,
-        slot: str | None,
-        read: Callable[[], Awaitable[bytes]],
-        header: str | None,
-        request_id: str,
-        started_ns: int,
-    ) -> Answer:
-        """Answer one request.
+    # -- in
 
-        `slot` is a version, an alias or None; `read` gets the body, after the version was found; `header` is the
-        value of Inference-Header-Content-Length; `started_ns` (monotonic) when the request began to arrive.
-        Raises HeadgateError; every outcome is counted.
-        """
+    def admit(self, model: str, slot: str | None, door: Door, arrived_ns: int, request_id: str, key: str = "") -> Call:
+        """Find the version and take a permit, before the body is read. Raises HeadgateError, counted."""
         try:
-            handle = self._table.acquire(model, slot)
+            servable = self._table.find(model, slot)
         except HeadgateError as error:
             self._counters.unknown[error.code] += 1
             raise
-        with handle as servable:
-            try:
-                return await self._infer(servable, await read(), header, request_id, started_ns)
-            except HeadgateError as error:
-                servable.counters.failed(error.code, time.monotonic_ns() - started_ns)
-                raise
-            except asyncio.CancelledError:
-                servable.counters.failed("client-gone", time.monotonic_ns() - started_ns)
-                raise
-            except Exception as error:
-                servable.counters.failed(ServerError.code, time.monotonic_ns() - started_ns)
-                raise ServerError("internal error; the log has the details under this request id") from error
-
-    async def _infer(
-        self, servable: Servable, body: bytes, header: str | None, request_id: str, started_ns: int
-    ) -> Answer:
-        arrived = time.monotonic_ns()
-        request = decode(body, header, servable.contract, self.limits, servable.model)
-        if servable.config.nonfinite_inputs == "refuse":
-            _refuse_nonfinite(request, servable)
-        decoded = time.monotonic_ns()
-        wait_s = min(request.timeout_s or self._default_deadline_s, self._max_deadline_s)
-        response, began, ended = await self._run(servable, request, request_id, wait_s - (decoded - started_ns) / 1e9)
-        prediction_id = new_id()
-        request.id = request.id or prediction_id
-        reply = encode(request, response, servable.contract, {"prediction_id": prediction_id}, servable.labels)
-        done = time.monotonic_ns()
-        counters = servable.counters
-        counters.ran(request.rows, decoded - arrived, ended - began, done - ended, time.time_ns() // 1_000_000)
-        counters.served(
-            decoded - arrived, began - decoded, ended - began, done - ended, done - started_ns, request.rows
-        )
-        if reply.nonfinite:
-            counters.nonfinite(reply.nonfinite)
-        return Answer(reply, prediction_id, servable.model, servable.version)
-
-    async def _run(
-        self, servable: Servable, request: InferRequest, request_id: str, left_s: float
-    ) -> tuple[InferResponse, int, int]:
-        """Run, in the loop or in a thread; returns the response and when the run began and ended (ns)."""
-        if left_s <= 0:
-            raise DeadlineExceeded("the deadline passed before the request could run")
-        names = [output.name for output in request.outputs]
-
-        def work() -> tuple[tuple[Array, ...], int, int]:
-            began = time.monotonic_ns()
-            arrays = servable.session.run(request.inputs, names)
-            return arrays, began, time.monotonic_ns()
-
+        engine = self._engines.get(servable) or self._engine(servable)
         try:
-            if expected_s(servable, request.rows) < INLINE_S:
-                arrays, began, ended = work()
+            wait_s = engine.wait_s(arrived_ns) if engine.running is not None else 0.0
+            self.admission.admit(model, servable.in_flight, wait_s, key)
+        except HeadgateError as error:
+            servable.counters.failed(error.code, time.monotonic_ns() - arrived_ns)
+            raise
+        call = Call(servable, door, arrived_ns, request_id)
+        call.key = key
+        call.deadline_ns = arrived_ns + self._default_ns
+        return call
+
+    def submit(self, call: Call, body: bytes, header: str | None, encoding: str | None = None) -> None:
+        """Decode a body and let the call wait for its run. Every outcome reaches the call's door, now or later."""
+        began_ns = time.monotonic_ns()
+        engine = self._engines[call.servable]
+        try:
+            if encoding is not None:
+                body = compression.inflate(body, encoding, self.limits.max_body_bytes)
+            engine.reader.read(call, body, header)
+            if call.timeout_s is not None:
+                call.deadline_ns = call.arrived_ns + min(int(call.timeout_s * 1e9), self._max_ns)
+            call.plan = engine.writer.plan(call.outputs)
+            block = call.block
+            call.prediction_id = block.prefix + b"%08x" % call.row if block is not None else new_id().encode()
+            call.decoded_ns = time.monotonic_ns()
+            call.decode_ns = call.decoded_ns - began_ns
+            if engine.running is not None:
+                self._refuse_late(engine, call)
+        except HeadgateError as error:
+            self.refuse(call, error)
+            return
+        except Exception as error:
+            self._defect(call, error)
+            return
+        engine.batcher.add(call)
+        if not engine.scheduled and engine.running is None:
+            engine.scheduled = True
+            if not self._due:
+                asyncio.get_running_loop().call_soon(self._flush)
+            self._due.append(engine)
+
+    def refuse(self, call: Call, error: HeadgateError) -> None:
+        """Answer a call with an error."""
+        call.servable.counters.failed(error.code, time.monotonic_ns() - call.arrived_ns)
+        if not call.gone:
+            call.gone = True
+            call.door.refuse(call, error)
+        self._end(call)
+
+    def abandon(self, call: Call) -> None:
+        """The client left. Its row may still run with those of others; nobody is answered."""
+        if call.gone:
+            return
+        call.gone = True
+        call.servable.counters.failed("client-gone", time.monotonic_ns() - call.arrived_ns)
+        if call.plan is None:
+            self._end(call)
+
+    def close(self) -> None:
+        """Give the threads of all engines back."""
+        for engine in self._engines.values():
+            engine.close()
+
+    def release(self, servables: Sequence[Servable]) -> None:
+        """Forget the engines of versions that are gone."""
+        for servable in servables:
+            engine = self._engines.pop(servable, None)
+            if engine is not None:
+                engine.close()
+
+    def engines(self) -> list[Engine]:
+        """Every engine, for metrics."""
+        return list(self._engines.values())
+
+    # -- through
+
+    def _engine(self, servable: Servable) -> Engine:
+        gone = [each for each in self._engines if each.in_flight == 0 and not self._table.serves(each)]
+        self.release(gone)
+        engine = self._engines[servable] = Engine(servable, self.limits)
+        return engine
+
+    def _flush(self) -> None:
+        due, self._due = self._due, []
+        for engine in due:
+            engine.scheduled = False
+            self._advance(engine)
+
+    def _advance(self, engine: Engine) -> None:
+        """Run what waits, until nothing does, the turn is over, or a long run has gone to the thread."""
+        began_ns = time.monotonic_ns()
+        while engine.running is None and engine.batcher:
+            rows = engine.cost.best_rows(engine.max_rows) if engine.joins else 1
+            batch, dropped = engine.batcher.take(rows, join_loose=engine.joins)
+            for call in dropped:
+                self._end(call)
+            if batch is None:
+                return
+            expected_s = engine.cost.expect_s(batch.rows)
+            if expected_s > INLINE_S:
+                self._run_apart(engine, batch, expected_s)
+                return
+            self._deliver(engine, batch, engine.execute(batch))
+            if engine.batcher and time.monotonic_ns() - began_ns > TURN_NS:
+                engine.scheduled = True
+                if not self._due:
+                    asyncio.get_running_loop().call_soon(self._flush)
+                self._due.append(engine)
+                return
+
+    def _run_apart(self, engine: Engine, batch: Batch, expected_s: float) -> None:
+        loop = asyncio.get_running_loop()
+        engine.running = batch
+        engine.running_until_ns = time.monotonic_ns() + int(expected_s * 1e9)
+        future = engine.thread.submit(engine.execute, batch)
+        future.add_done_callback(lambda done: loop.call_soon_threadsafe(self._ran_apart, engine, batch, done.result()))
+        if not self._sweeping:
+            self._sweeping = True
+            loop.call_later(SWEEP_S, self._sweep)
+
+    def _ran_apart(self, engine: Engine, batch: Batch, outcome: Outcome) -> None:
+        engine.running = None
+        self._deliver(engine, batch, outcome)
+        self._advance(engine)
+
+    def _sweep(self) -> None:
+        """Answer calls whose deadline passed behind or inside a long run."""
+        now_ns = time.monotonic_ns()
+        busy = [engine for engine in self._engines.values() if engine.running is not None]
+        for engine in busy:
+            running = engine.running.calls if engine.running is not None else []
+            for call in (*running, *engine.batcher.waiting()):
+                if now_ns > call.deadline_ns and not call.gone:
+                    where = "while the model was running" if call in running else "before the request could run"
+                    call.gone = True
+                    error = DeadlineExceeded(f"the deadline passed {where}")
+                    call.servable.counters.failed(error.code, now_ns - call.arrived_ns)
+                    call.door.refuse(call, error)
+        self._sweeping = bool(busy)
+        if busy:
+            asyncio.get_running_loop().call_later(SWEEP_S, self._sweep)
+
+    def _refuse_late(self, engine: Engine, call: Call) -> None:
+        finish_s = engine.wait_s(call.decoded_ns) + engine.cost.expect_s(call.rows)
+        if call.decoded_ns + int(finish_s * 1e9) > call.deadline_ns:
+            raise DeadlineExceeded("the answer is expected later than the deadline of the request")
+
+    # -- out
+
+    def _deliver(self, engine: Engine, batch: Batch, outcome: Outcome) -> None:
+        run_ns = outcome.ended_ns - outcome.began_ns
+        if len(outcome.parts) == 1 and outcome.parts[0].error is None:
+            engine.cost.learn(batch.rows, run_ns / 1e9)
+        for part in outcome.parts:
+            if part.error is None:
+                self._reply(engine, part, outcome, run_ns)
             else:
-                loop = asyncio.get_running_loop()
-                arrays, began, ended = await asyncio.wait_for(loop.run_in_executor(self._executor, work), left_s)
-        except TimeoutError:
-            raise DeadlineExceeded("the deadline passed while the model was running") from None
-        except Exception as error:  # whatever the model raised: onnxruntime has no common base for it
-            facts = {"model": servable.model, "version": servable.version, "request_id": request_id}
-            log.error("model failed", extra={"event": "model-failed", **facts, "reason": str(error)})
-            raise ModelFailed(
-                f"model {servable.model!r} version {servable.version} failed on this input; "
-                "the log has the details under this request id"
-            ) from None
-        return InferResponse(servable.model, servable.version, arrays), began, ended
+                self._failed(part.calls[0], part.error)
 
+    def _reply(self, engine: Engine, part: Part, outcome: Outcome, run_ns: int) -> None:
+        calls = [call for call in part.calls if not call.gone]
+        counters = engine.servable.counters
+        try:
+            replies, nonfinite = engine.writer.write(calls, part.names, part.arrays, part.first_row)
+        except Exception as error:
+            for call in part.calls:
+                self._defect(call, error)
+            return
+        written_ns = time.monotonic_ns()
+        for call, (body, length) in zip(calls, replies, strict=True):
+            call.gone = True
+            call.door.answer(call, body, length)
+        done_ns = time.monotonic_ns()
+        rows = 0
+        for call in part.calls:
+            rows += call.rows
+            self._end(call)
+        encode_ns = (written_ns - outcome.ended_ns) // max(1, len(calls))
+        decode = [call.decode_ns for call in calls]
+        began_ns = outcome.began_ns
+        counters.ran(rows, sum(decode), run_ns, written_ns - outcome.ended_ns, time.time_ns() // 1_000_000)
+        counters.served(
+            decode,
+            [began_ns - call.decoded_ns for call in calls],
+            run_ns,
+            encode_ns,
+            [done_ns - call.arrived_ns for call in calls],
+            sum(call.rows for call in calls),
+        )
+        if nonfinite:
+            counters.nonfinite(nonfinite)
 
-def expected_s(servable: Servable, rows: int) -> float:
-    """Expected seconds of a run over `rows` rows, from what quarantine measured; infinite where nothing is known."""
-    single, batch = servable.report.run_s, servable.report.batch_run_s
-    if single is None:
-        return float("inf")
-    return single if batch is None else max(single, batch) * max(1, rows / 4)
+    def _failed(self, call: Call, error: Exception) -> None:
+        servable = call.servable
+        facts = {"model": servable.model, "version": servable.version, "request_id": call.request_id}
+        log.error("model failed", extra={"event": "model-failed", **facts, "reason": str(error)})
+        message = (
+            f"model {servable.model!r} version {servable.version} failed on this input; "
+            "the log has the details under this request id"
+        )
+        self._finish_failed(call, ModelFailed(message))
 
+    def _defect(self, call: Call, error: Exception) -> None:
+        facts = {"event": "internal-error", "request_id": call.request_id}
+        log.error("internal error", exc_info=error, extra=facts)
+        self._finish_failed(call, ServerError("internal error; the log has the details under this request id"))
 
-def _refuse_nonfinite(request: InferRequest, servable: Servable) -> None:
-    for index, spec in enumerate(servable.contract.inputs):
-        if is_float(spec.datatype) and nonfinite_count(request.inputs[spec.name], spec.datatype):
-            raise InvalidRequest(
-                f"inputs[{index}].data: model {servable.model!r} refuses NaN and infinities: input {spec.name!r}",
-                field=f"inputs[{index}].data",
-            )
+    def _finish_failed(self, call: Call, error: HeadgateError) -> None:
+        if call.gone:
+            self._end(call)
+        else:
+            self.refuse(call, error)
+
+    def _end(self, call: Call) -> None:
+        """Give back what a call holds, once."""
+        if call.done:
+            return
+        call.done = True
+        call.gone = True
+        servable = call.servable
+        servable.in_flight -= 1
+        self.admission.leave(call.key)
+        if call.block is not None:
+            self._engines[servable].reader.release(call.block)
+            call.block = None

@@ -64,6 +64,11 @@ class ServingTable:
             raise UnknownModel(name)
         return found
 
+    def serves(self, servable: Servable) -> bool:
+        """True while this very incarnation answers requests."""
+        model = self.models.get(servable.model)
+        return model is not None and model.ready.get(servable.version) is servable
+
     def acquire(self, name: str, slot: str | None) -> Handle:
         """A handle on what answers for a model and a version slot: a number, an alias, or None.
 

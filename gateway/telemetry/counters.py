@@ -7,8 +7,10 @@ value; it outlives the version, so that a counter never goes backwards.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
+
+import numpy as np
 
 OUTCOMES = (
     "ok",
@@ -17,6 +19,8 @@ OUTCOMES = (
     "payload-too-large",
     "unsupported-encoding",
     "not-ready",
+    "queue-full",
+    "quota-exceeded",
     "deadline-exceeded",
     "client-gone",
     "model-failed",
@@ -28,6 +32,8 @@ OUTCOMES = (
 CLASSES = {
     "ok": "ok",
     "not-ready": "overload",
+    "queue-full": "overload",
+    "quota-exceeded": "overload",
     "deadline-exceeded": "overload",
     "model-failed": "server",
     "internal": "server",
@@ -41,7 +47,11 @@ BUCKETS_S = (
 MAX_BATCH = 128
 """Runs of more rows are counted as runs of this many."""
 
+VECTOR = 12
+"""From this many values on numpy counts faster than a loop."""
+
 _BUCKETS_NS = tuple(int(bound * 1e9) for bound in BUCKETS_S)
+_BOUNDS_NS = np.array(_BUCKETS_NS, np.int64)
 _WIDTH = len(BUCKETS_S) + 2
 _OUTCOME_AT = {name: index for index, name in enumerate(OUTCOMES)}
 _PHASE_AT = {name: len(OUTCOMES) + index * _WIDTH for index, name in enumerate(PHASES)}
@@ -76,15 +86,37 @@ class BatchStat(NamedTuple):
 class VersionCounters:
     """The counters of one version. Durations are nanoseconds of a monotonic clock."""
 
-    def __init__(self) -> None:
-        self._cells = memoryview(bytearray(CELLS * 8)).cast("q")
+    def __init__(self, cells: memoryview | None = None) -> None:
+        """Counters over `cells`, CELLS 64-bit integers; None makes a private block."""
+        self._cells = cells if cells is not None else memoryview(bytearray(CELLS * 8)).cast("q")
+        self._array = np.frombuffer(self._cells, np.int64)
 
-    def served(self, decode_ns: int, queue_ns: int, run_ns: int, encode_ns: int, total_ns: int, rows: int) -> None:
-        """A request was answered."""
-        self._cells[0] += 1
-        for phase, value in zip(PHASES, (decode_ns, queue_ns, run_ns, encode_ns, total_ns), strict=True):
-            self._observe(phase, value)
+    def served(
+        self,
+        decode_ns: Sequence[int],
+        queue_ns: Sequence[int],
+        run_ns: int,
+        encode_ns: int,
+        total_ns: Sequence[int],
+        rows: int,
+    ) -> None:
+        """The requests of one batch were answered: their own times, and those they had in common."""
+        count = len(total_ns)
+        self._cells[0] += count
         self._cells[_ROWS] += rows
+        for phase, value in (("run", run_ns), ("encode", encode_ns)):
+            at = _PHASE_AT[phase]
+            self._cells[at + bisect_left(_BUCKETS_NS, value)] += count
+            self._cells[at + _WIDTH - 1] += value * count
+        for phase, values in (("decode", decode_ns), ("queue", queue_ns), ("total", total_ns)):
+            at = _PHASE_AT[phase]
+            if count < VECTOR:
+                for value in values:
+                    self._cells[at + bisect_left(_BUCKETS_NS, value)] += 1
+            else:
+                found = np.searchsorted(_BOUNDS_NS, np.array(values, np.int64), side="left")
+                self._array[at : at + _WIDTH - 1] += np.bincount(found, minlength=_WIDTH - 1)
+            self._cells[at + _WIDTH - 1] += sum(values)
 
     def ran(self, rows: int, input_ns: int, infer_ns: int, output_ns: int, now_ms: int) -> None:
         """The session ran once over `rows` rows."""
@@ -102,11 +134,6 @@ class VersionCounters:
     def nonfinite(self, count: int) -> None:
         """Output values that were NaN or infinite and travelled as JSON."""
         self._cells[_NONFINITE] += count
-
-    def _observe(self, phase: str, value_ns: int) -> None:
-        at = _PHASE_AT[phase]
-        self._cells[at + bisect_left(_BUCKETS_NS, value_ns)] += 1
-        self._cells[at + _WIDTH - 1] += value_ns
 
     def outcome(self, name: str) -> int:
         """Requests that came to this outcome."""

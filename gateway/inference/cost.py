@@ -1,0 +1,88 @@
+"""Cost: how long a run takes by its rows, learned from the runs themselves: seconds = a * rows + b."""
+
+from __future__ import annotations
+
+from collections import deque
+from itertools import combinations
+from statistics import median
+
+REFIT_RUNS = 32
+KEPT = 9
+MAX_SIZES = 12
+
+INLINE_S = 0.003
+"""Runs that are expected to take longer leave the event loop and run in the version's own thread."""
+
+LONGEST_BATCH_S = 0.05
+"""A batch is cut so that it is expected to take no longer, unless a single row does."""
+
+WORTH_IT = 0.9
+"""Batching is off where a row of a large batch takes more than this share of a row alone."""
+
+
+class Cost:
+    """Robust: the median of the latest runs for each size, then the median of the slopes between sizes (Theil-Sen,
+    Sen 1968). Sizes above 1 are kept by powers of two, with the mean rows of their runs.
+
+    Until runs were seen it holds what quarantine measured; `run_s` None means that nothing is known.
+    """
+
+    __slots__ = ("_rows", "_runs", "_times", "a", "b", "known")
+
+    def __init__(self, run_s: float | None, batch_s: float | None, batch_rows: int) -> None:
+        self.known = run_s is not None
+        self.a = self.b = 0.0
+        self._runs = 0
+        self._times: dict[int, deque[float]] = {}
+        self._rows: dict[int, deque[int]] = {}
+        if run_s is not None:
+            slope = max(0.0, (batch_s - run_s) / (batch_rows - 1)) if batch_s is not None else run_s
+            self.a, self.b = min(slope, run_s), max(0.0, run_s - min(slope, run_s))
+
+    def expect_s(self, rows: int) -> float:
+        """Expected seconds of a run over `rows` rows; a long time where nothing is known."""
+        return self.a * rows + self.b if self.known else 1.0
+
+    def learn(self, rows: int, seconds: float) -> None:
+        """A run was done."""
+        size = rows.bit_length()
+        times = self._times.get(size)
+        if times is None:
+            if len(self._times) >= MAX_SIZES:
+                return
+            times = self._times[size] = deque(maxlen=KEPT)
+            self._rows[size] = deque(maxlen=KEPT)
+        times.append(seconds)
+        self._rows[size].append(rows)
+        self._runs += 1
+        if self._runs % REFIT_RUNS == 0 or not self.known:
+            self._fit()
+
+    def _fit(self) -> None:
+        points = [(sum(rows) / len(rows), median(self._times[size])) for size, rows in self._rows.items()]
+        if len(points) == 1:
+            # One size cannot tell the two apart: keep the proportion that was known.
+            rows, seconds = points[0]
+            before = self.expect_s(1) if self.known else 0.0
+            share = self.a / before if before > 0 else 1.0
+            scale = seconds / (share * rows + 1 - share)
+            self.a, self.b = share * scale, (1 - share) * scale
+        else:
+            slopes = [(t2 - t1) / (n2 - n1) for (n1, t1), (n2, t2) in combinations(points, 2) if n1 != n2]
+            self.a = max(0.0, median(slopes))
+            self.b = max(0.0, median(seconds - self.a * rows for rows, seconds in points))
+        self.known = True
+
+    @property
+    def batching_pays(self) -> bool:
+        """True where rows that run together take clearly less than rows that run alone."""
+        alone = self.a + self.b
+        return alone <= 0 or self.a <= WORTH_IT * alone
+
+    def best_rows(self, limit: int) -> int:
+        """Rows to run together, at most `limit`."""
+        if not self.known or not self.batching_pays:
+            return 1
+        if self.a <= 0:
+            return limit
+        return max(1, min(limit, int((LONGEST_BATCH_S - self.b) / self.a)))

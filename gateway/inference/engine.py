@@ -1,0 +1,138 @@
+"""Engine: what runs one loaded version: its reader, its batcher, its cost model, its session, its writer."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+
+from gateway.inference.batcher import Batch, Batcher
+from gateway.inference.call import Call
+from gateway.inference.cost import Cost
+from gateway.inference.reader import Reader
+from gateway.inference.writer import Writer
+from gateway.models.servable import Servable
+from gateway.models.trial import BATCH_ROWS
+from gateway.oip.limits import Limits
+from gateway.types import Array
+
+
+class Part(NamedTuple):
+    """Calls that ran together and their outputs, or the error that the model raised for the single call."""
+
+    calls: list[Call]
+    names: tuple[str, ...]
+    arrays: tuple[Array, ...]
+    first_row: int | None
+    error: Exception | None = None
+
+
+class Outcome(NamedTuple):
+    """What became of a batch: one part when all went well. Times are monotonic nanoseconds."""
+
+    parts: list[Part]
+    began_ns: int
+    ended_ns: int
+
+
+class Engine:
+    """Belongs to the loop's thread, but for `execute`, which may run in the engine's own thread, one at a time."""
+
+    def __init__(self, servable: Servable, limits: Limits) -> None:
+        config, report = servable.config, servable.report
+        self.servable = servable
+        self.reader = Reader(
+            servable.contract, limits, servable.model, refuse_nonfinite=config.nonfinite_inputs == "refuse"
+        )
+        self.writer = Writer(servable.model, servable.version, servable.contract, servable.labels)
+        self.batcher = Batcher()
+        self.cost = Cost(report.run_s, report.batch_run_s, BATCH_ROWS)
+        self.max_rows = max(1, servable.max_batch_rows)
+        self.joins = servable.contract.batched
+        self.scheduled = False
+        self.running: Batch | None = None
+        self.running_until_ns = 0
+        self._inputs = tuple(spec.name for spec in servable.contract.inputs)
+        self._thread: ThreadPoolExecutor | None = None
+
+    @property
+    def thread(self) -> ThreadPoolExecutor:
+        """The version's own thread, made when a long run first needs it."""
+        if self._thread is None:
+            name = f"run-{self.servable.model}-{self.servable.version}"
+            self._thread = ThreadPoolExecutor(1, thread_name_prefix=name)
+        return self._thread
+
+    def close(self) -> None:
+        """Give the thread back."""
+        if self._thread is not None:
+            self._thread.shutdown(wait=False)
+
+    def wait_s(self, now_ns: int) -> float:
+        """Expected seconds until a call that comes now would begin to run."""
+        if self.running is None:
+            return 0.0
+        left = max(0.0, (self.running_until_ns - now_ns) / 1e9)
+        rows = self.batcher.rows
+        best = self.cost.best_rows(self.max_rows)
+        return left + rows * self.cost.a + -(-rows // best) * self.cost.b
+
+    def execute(self, batch: Batch) -> Outcome:
+        """Run a batch; where it fails, run its calls one by one, so that only the bad one fails."""
+        began = time.monotonic_ns()
+        try:
+            parts = [self._run(batch)]
+        except Exception as error:  # a model raises what it likes; onnxruntime's errors share no base of their own
+            if len(batch.calls) == 1:
+                parts = [Part(batch.calls, (), (), None, error)]
+            else:
+                parts = [self._alone(call) for call in batch.calls]
+        return Outcome(parts, began, time.monotonic_ns())
+
+    def _alone(self, call: Call) -> Part:
+        batch = Batch([call], call.block, call.row, call.row + call.rows)
+        try:
+            return self._run(batch)
+        except Exception as error:
+            return Part([call], (), (), None, error)
+
+    def _run(self, batch: Batch) -> Part:
+        names = _union(batch.calls)
+        feed = batch.feed(self._inputs)
+        if self.joins and batch.rows > self.max_rows:
+            arrays = self._pieces(feed, names, batch.rows)
+        else:
+            arrays = self.servable.session.run(feed, names)
+        if len(batch.calls) > 1 and any(array.ndim == 0 or len(array) != batch.rows for array in arrays):
+            # Quarantine saw one row out for one row in; these rows are different, so they run alone.
+            self.joins = False
+            raise ValueError(f"a batch of {batch.rows} rows gave {[array.shape for array in arrays]}")
+        first = batch.start if batch.block is not None else None
+        if first is None and len(batch.calls) > 1:
+            row = 0
+            for call in batch.calls:
+                call.row = row
+                row += call.rows
+            first = 0
+        elif len(batch.calls) == 1:
+            first = None
+        return Part(batch.calls, names, arrays, first)
+
+    def _pieces(self, feed: dict[str, Array], names: tuple[str, ...], rows: int) -> tuple[Array, ...]:
+        """A request of more rows than a batch may have, run in pieces."""
+        results = []
+        for start in range(0, rows, self.max_rows):
+            piece = {name: array[start : start + self.max_rows] for name, array in feed.items()}
+            results.append(self.servable.session.run(piece, names))
+        return tuple(np.concatenate(column) for column in zip(*results, strict=True))
+
+
+def _union(calls: list[Call]) -> tuple[str, ...]:
+    """The outputs that any of the calls wants, in order of first mention."""
+    first = calls[0].plan
+    assert first is not None
+    if all(call.plan is first for call in calls):
+        return first.names
+    return tuple(dict.fromkeys(name for call in calls if call.plan is not None for name in call.plan.names))

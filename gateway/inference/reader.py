@@ -1,0 +1,255 @@
+"""Reader: the body of a request straight into the next rows of a block.
+
+The plain forms of a request are read here, each value once: JSON with all inputs in any order, and binary tensors.
+Whatever is unusual, wrong, or not of fixed shape goes to `oip.request`, which knows every form and every error; a
+plain form is taken only where both would agree, and a property test holds them together.
+"""
+
+from __future__ import annotations
+
+from math import nan
+from struct import Struct
+from struct import error as StructError
+from typing import Any, NamedTuple
+
+import orjson
+
+from gateway.errors import InvalidRequest
+from gateway.inference.block import Block, ColumnSpec, Layout
+from gateway.inference.call import Call
+from gateway.oip import request as oip
+from gateway.oip.datatypes import is_float, nonfinite_count
+from gateway.oip.limits import Limits
+from gateway.types import Contract, InferRequest, OutputRequest
+
+MAX_HEADERS = 128
+MAX_HEADER_BYTES = 4096
+PRIORITIES = 3
+"""Lanes: 0 is urgent (priority 1), 1 normal (0 and 2), 2 may wait (3 and above)."""
+
+
+class _Header(NamedTuple):
+    """What a JSON part said that was seen before: equal bytes mean an equal request, so it is not read again."""
+
+    rows: int
+    sizes: tuple[tuple[int, int], ...]
+    total: int
+    request: InferRequest
+
+
+class Reader:
+    """Reads the requests of one version. `lanes` are the blocks being filled, one per priority."""
+
+    def __init__(self, contract: Contract, limits: Limits, model: str, *, refuse_nonfinite: bool) -> None:
+        self.layout = Layout(contract, limits)
+        self._contract = contract
+        self._limits = limits
+        self._model = model
+        self._refuse_nonfinite = refuse_nonfinite
+        self._at = {column.name: index for index, column in enumerate(self.layout.columns)}
+        self._count = len(self.layout.columns)
+        self._colons = 1 + 4 * self._count
+        self._single = self.layout.columns[0] if self._count == 1 else None
+        self._headers: dict[bytes, _Header] = {}
+        self._packers: dict[tuple[str, int], Any] = {}
+        self._free: list[Block] = []
+        self._full: list[Block] = []
+        self._blocks = [Block(self.layout) if self.layout.fits else None for _ in range(PRIORITIES)]
+        self.everything = tuple(OutputRequest(spec.name, False) for spec in contract.outputs)
+
+    def read(self, call: Call, body: bytes, header: str | None) -> None:
+        """Decode `body` into `call`. Raises ClientError; then no row is taken."""
+        plain = self._read_json(call, body) if header is None else self._read_binary(call, body, header)
+        if plain:
+            return
+        request = oip.decode(body, header, self._contract, self._limits, self._model)
+        if self._refuse_nonfinite:
+            self._check_finite(request)
+        self._adopt(call, request)
+        if self.layout.fits and request.rows <= self.layout.capacity:
+            block, row = self._room(call.priority, request.rows)
+            for array, value in zip(block.arrays, request.inputs.values(), strict=True):
+                array[row : row + request.rows] = value
+            self._take(call, block, row, request.rows)
+            if header is not None:
+                self._remember(body, header, request)
+        else:
+            call.arrays = request.inputs
+            call.rows = request.rows
+
+    def release(self, block: Block) -> None:
+        """A call no longer needs its rows."""
+        block.held -= 1
+        if not block.held and block not in self._blocks:
+            self._full.remove(block)
+            if len(self._free) < PRIORITIES:
+                self._free.append(block)
+
+    # -- rows
+
+    def _room(self, priority: int, rows: int) -> tuple[Block, int]:
+        block = self._blocks[priority]
+        assert block is not None
+        if block.fill + rows <= block.capacity:
+            return block, block.fill
+        if block.held:
+            self._full.append(block)
+            block = self._free.pop() if self._free else Block(self.layout)
+            self._blocks[priority] = block
+        block.reset()
+        return block, 0
+
+    @staticmethod
+    def _take(call: Call, block: Block, row: int, rows: int) -> None:
+        block.fill = row + rows
+        block.held += 1
+        call.block = block
+        call.row = row
+        call.rows = rows
+
+    # -- the plain forms
+
+    def _read_json(self, call: Call, body: bytes) -> bool:
+        """True when read; False leaves everything, errors too, to the general codec."""
+        if not self.layout.fits:
+            return False
+        try:
+            document = orjson.loads(body)
+            inputs = document["inputs"]
+            # As many colons as keys: no key stands twice (see oip.jsontext), and nothing but inputs is there.
+            if len(document) != 1 or len(inputs) != self._count or body.count(b":") != self._colons:
+                return False
+            if b"\\" in body or self._refuse_nonfinite:
+                return False
+            first = inputs[0]["shape"]
+            rows = first[0]
+            if type(rows) is not int or not 0 < rows <= self.layout.capacity:
+                return False
+            block, row = self._room(1, rows)
+            column = self._single
+            if column is not None and rows == 1 and column.pack_row is not None:
+                item = inputs[0]
+                data = item["data"]
+                if (
+                    item["name"] != column.name
+                    or item["datatype"] != column.datatype
+                    or first != column.one_row
+                    or b"true" in body
+                    or b"false" in body
+                ):
+                    return False
+                column.pack_row(block.raw[0], row * column.row_bytes, *data)
+            elif not self._read_columns(inputs, rows, block, row, body):
+                return False
+        except (orjson.JSONDecodeError, KeyError, IndexError, TypeError, StructError, OverflowError, AttributeError):
+            return False
+        call.outputs = self.everything
+        self._take(call, block, row, rows)
+        return True
+
+    def _read_columns(self, inputs: list[Any], rows: int, block: Block, row: int, body: bytes) -> bool:
+        seen = 0
+        for item in inputs:
+            index = self._at[item["name"]]
+            column = self.layout.columns[index]
+            shape = item["shape"]
+            data = item["data"]
+            if item["datatype"] != column.datatype or shape[0] != rows or shape[1:] != column.one_row[1:]:
+                return False
+            seen |= 1 << index
+            if column.width == 1 and rows == 1:
+                value = data[0]
+                if len(data) != 1:
+                    return False
+                kind = type(value)
+                if column.datatype == "BYTES":
+                    if kind is not str:
+                        return False
+                    block.arrays[index].reshape(-1)[row] = value
+                    continue
+                if value is None and column.letter in ("f", "d"):
+                    value = nan
+                elif kind is not float and kind is not int:
+                    return False
+                if column.pack_row is None:
+                    return False
+                column.pack_row(block.raw[index], row * column.row_bytes, value)
+            elif not self._pack(column, block, index, row, rows, data, body):
+                return False
+        return seen == (1 << self._count) - 1
+
+    def _pack(self, column: ColumnSpec, block: Block, index: int, row: int, rows: int, data: Any, body: bytes) -> bool:
+        if column.datatype == "BYTES":
+            start, stop = row * column.width, (row + rows) * column.width
+            if len(data) != stop - start or set(map(type, data)) != {str}:
+                return False
+            block.arrays[index].reshape(-1)[start:stop] = data
+            return True
+        if column.letter is None or b"true" in body or b"false" in body:
+            return False
+        key = (column.letter, rows * column.width)
+        packer = self._packers.get(key)
+        if packer is None:
+            if len(self._packers) > 256:
+                self._packers.clear()
+            packer = self._packers[key] = Struct(f"<{key[1]}{key[0]}").pack_into
+        packer(block.raw[index], row * column.row_bytes, *data)
+        return True
+
+    def _read_binary(self, call: Call, body: bytes, header: str) -> bool:
+        """A JSON part that was seen before, with its tensors behind it."""
+        if not self.layout.fits or not (header.isascii() and header.isdigit()) or len(header) > 6:
+            return False
+        length = int(header)
+        known = self._headers.get(body[:length])
+        if known is None or len(body) - length != known.total or length == 0:
+            return False
+        self._adopt(call, known.request)
+        block, row = self._room(call.priority, known.rows)
+        at = length
+        tensors = memoryview(body)
+        for index, size in known.sizes:
+            raw = block.raw[index]
+            start = row * self.layout.columns[index].row_bytes
+            raw[start : start + size] = tensors[at : at + size]
+            at += size
+        self._take(call, block, row, known.rows)
+        return True
+
+    def _remember(self, body: bytes, header: str, request: InferRequest) -> None:
+        """Keep a JSON part whose tensors are all binary and need no look at their values."""
+        length = int(header)
+        if length > MAX_HEADER_BYTES or length == 0 or self._refuse_nonfinite:
+            return
+        if any(column.datatype in ("BYTES", "BOOL") for column in self.layout.columns):
+            return
+        text = body[:length]
+        document = orjson.loads(text)
+        sizes = []
+        for item in document["inputs"]:
+            if "data" in item:
+                return
+            sizes.append((self._at[item["name"]], int(item["parameters"]["binary_data_size"])))
+        if len(self._headers) >= MAX_HEADERS:
+            self._headers.clear()
+        plain = InferRequest(request.id, request.parameters, {}, request.outputs, request.rows, request.timeout_s)
+        self._headers[text] = _Header(request.rows, tuple(sizes), sum(size for _, size in sizes), plain)
+
+    # -- what is left
+
+    def _adopt(self, call: Call, request: InferRequest) -> None:
+        call.id = request.id
+        call.outputs = request.outputs
+        if request.parameters:
+            priority = request.parameters.get("priority", 0)
+            call.priority = 0 if priority == 1 else 1 if priority in (0, 2) else 2
+            call.literal = request.parameters.get("nonfinite") == "literal"
+        call.timeout_s = request.timeout_s
+
+    def _check_finite(self, request: InferRequest) -> None:
+        for index, spec in enumerate(self._contract.inputs):
+            if is_float(spec.datatype) and nonfinite_count(request.inputs[spec.name], spec.datatype):
+                raise InvalidRequest(
+                    f"inputs[{index}].data: model {self._model!r} refuses NaN and infinities: input {spec.name!r}",
+                    field=f"inputs[{index}].data",
+                )

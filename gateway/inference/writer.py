@@ -1,0 +1,165 @@
+"""Writer: the outputs of a batch to the replies of its calls, from prebuilt pieces.
+
+The values of all rows are written as JSON at once and cut per row; what stands around them was written before.
+A reply that needs more (classes, literal NaN) is written by `oip.response`; both give the same bytes where both can.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import orjson
+
+from gateway.inference.call import Call
+from gateway.oip.datatypes import DATATYPES, is_float
+from gateway.oip.response import encode
+from gateway.oip.tensors import to_binary
+from gateway.types import Array, Contract, InferRequest, InferResponse, OutputRequest, TensorSpec
+
+MAX_PLANS = 64
+_ROW_ENDS = b"],["
+
+
+class ReplyPlan:
+    """How the replies to one set of requested outputs are put together. `names`: what the session must compute."""
+
+    __slots__ = ("binary", "names", "outputs", "special", "specs")
+
+    def __init__(self, outputs: tuple[OutputRequest, ...], specs: Mapping[str, TensorSpec]) -> None:
+        self.outputs = outputs
+        self.names = tuple(output.name for output in outputs)
+        self.specs = tuple(specs[name] for name in self.names)
+        self.binary = any(output.binary for output in outputs)
+        self.special = any(output.classification for output in outputs)
+
+
+class Writer:
+    """Writes the replies of one version."""
+
+    def __init__(self, model: str, version: int, contract: Contract, labels: Mapping[str, Sequence[str]]) -> None:
+        self._model = model
+        self._version = version
+        self._contract = contract
+        self._labels = labels
+        self._specs = {spec.name: spec for spec in contract.outputs}
+        self._plans: dict[tuple[OutputRequest, ...], ReplyPlan] = {}
+        self._heads: dict[tuple[Any, ...], bytes] = {}
+        self._front = b'{"model_name":%b,"model_version":"%d","id":' % (orjson.dumps(model), version)
+
+    def plan(self, outputs: tuple[OutputRequest, ...]) -> ReplyPlan:
+        """The plan for requested outputs, made once for each set of them."""
+        found = self._plans.get(outputs)
+        if found is None:
+            if len(self._plans) >= MAX_PLANS:
+                self._plans.clear()
+            found = self._plans[outputs] = ReplyPlan(outputs, self._specs)
+        return found
+
+    def write(
+        self, calls: Sequence[Call], names: Sequence[str], arrays: Sequence[Array], first_row: int | None
+    ) -> tuple[list[tuple[bytes, int]], int]:
+        """(body, length of its JSON part) for each call, and how many non-finite values became null.
+
+        `arrays` are the outputs `names` of the batch; `first_row` is the block row of their row 0, or None where the
+        single call of the batch owns them whole.
+        """
+        by_name = dict(zip(names, arrays, strict=True))
+        texts: dict[str, list[bytes]] = {}
+        lone = len(calls) == 1 and (first_row is None or len(arrays[0]) == calls[0].rows)
+        replies: list[tuple[bytes, int]] = []
+        nonfinite = 0
+        for call in calls:
+            plan = call.plan
+            assert plan is not None
+            start = 0 if first_row is None else call.row - first_row
+            if plan.special or call.literal:
+                body, length, count = self._general(call, plan, by_name, start, whole=first_row is None)
+                nonfinite += count
+                replies.append((body, length))
+                continue
+            call_id = orjson.dumps(call.id) if call.id else b'"%b"' % call.prediction_id
+            parts = [self._front, call_id, b',"parameters":{"prediction_id":"', call.prediction_id, b'"},"outputs":[']
+            blobs: list[bytes] = []
+            for position, output in enumerate(plan.outputs):
+                array = by_name[output.name]
+                shape = array.shape if first_row is None else (call.rows, *array.shape[1:])
+                if output.binary:
+                    own = array if lone else array[start : start + call.rows]
+                    blob = to_binary(own, DATATYPES[plan.specs[position].datatype])
+                    parts.append(self._head(output.name, position, shape, len(blob)))
+                    blobs.append(blob)
+                    continue
+                parts.append(self._head(output.name, position, shape, -1))
+                if lone:
+                    text = _whole(array)
+                else:
+                    rows = texts.get(output.name)
+                    if rows is None:
+                        rows = texts[output.name] = _rows(array)
+                    text = rows[start] if call.rows == 1 else b",".join(rows[start : start + call.rows])
+                if is_float(plan.specs[position].datatype):
+                    nonfinite += text.count(b"null")
+                parts.append(text)
+                parts.append(b"]}")
+            parts.append(b"]}")
+            if blobs:
+                length = sum(map(len, parts))
+                replies.append((b"".join((*parts, *blobs)), length))
+            else:
+                body = b"".join(parts)
+                replies.append((body, len(body)))
+        return replies, nonfinite
+
+    def _head(self, name: str, position: int, shape: tuple[int, ...], blob: int) -> bytes:
+        """What stands before an output's values; `blob` is the size of its binary data, -1 for JSON."""
+        key = (name, position > 0, shape, blob)
+        head = self._heads.get(key)
+        if head is None:
+            if len(self._heads) >= 1024:
+                self._heads.clear()
+            dims = orjson.dumps(list(shape))
+            datatype = self._specs[name].datatype.encode()
+            head = b'%b{"name":%b,"datatype":"%b","shape":%b,' % (
+                b"," if position else b"",
+                orjson.dumps(name),
+                datatype,
+                dims,
+            )
+            head += b'"parameters":{"binary_data_size":%d}}' % blob if blob >= 0 else b'"data":['
+            self._heads[key] = head
+        return head
+
+    def _general(
+        self, call: Call, plan: ReplyPlan, by_name: Mapping[str, Array], start: int, *, whole: bool
+    ) -> tuple[bytes, int, int]:
+        arrays = tuple(by_name[name] if whole else by_name[name][start : start + call.rows] for name in plan.names)
+        prediction_id = call.prediction_id.decode()
+        parameters = {"nonfinite": "literal"} if call.literal else {}
+        request = InferRequest(call.id or prediction_id, parameters, {}, plan.outputs, call.rows)
+        response = InferResponse(self._model, self._version, arrays)
+        reply = encode(request, response, self._contract, {"prediction_id": prediction_id}, self._labels)
+        length = len(reply.body) if reply.header_length is None else reply.header_length
+        return reply.body, length, reply.nonfinite
+
+
+def _whole(array: Array) -> bytes:
+    """All values of an array as JSON, without the outer brackets."""
+    if array.dtype == object:
+        return orjson.dumps(array.reshape(-1).tolist())[1:-1]
+    return orjson.dumps(np.ascontiguousarray(array).reshape(-1), option=orjson.OPT_SERIALIZE_NUMPY)[1:-1]
+
+
+def _rows(array: Array) -> list[bytes]:
+    """The values of each row as JSON, without brackets."""
+    count = len(array)
+    if array.dtype == object:
+        return [orjson.dumps(row.reshape(-1).tolist())[1:-1] for row in array.reshape(count, -1)]
+    width = array.size // count if count else 0
+    if width == 0:
+        return [b""] * count
+    flat = np.ascontiguousarray(array)
+    if width == 1:
+        return orjson.dumps(flat.reshape(-1), option=orjson.OPT_SERIALIZE_NUMPY)[1:-1].split(b",")
+    return orjson.dumps(flat.reshape(count, -1), option=orjson.OPT_SERIALIZE_NUMPY)[2:-2].split(_ROW_ENDS)
