@@ -2,7 +2,7 @@
 
 The rules keep a model available: the highest wanted version is loaded first; a version that is no longer wanted is
 unloaded only when a wanted one serves, or when none is wanted at all; a version that failed is not wanted, so the
-one before it is.
+one before it is; and a newer version displaces an older one only once it serves.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ def aspired(
     views: Iterable[VersionView], rule: VersionRule, aliased: Collection[int], wishes: Wishes
 ) -> frozenset[int]:
     """The versions that should serve: those of the rule, the targets of aliases, and what the operator pinned."""
+    views = tuple(views)
     usable = {view.version for view in views if view.present and (view.serving or not view.failed)}
     pinned = usable & wishes.pinned
     if wishes.all_held:
@@ -60,7 +61,10 @@ def aspired(
     elif rule.policy == "specific":
         chosen = usable & set(rule.only)
     else:
+        serving = usable & {view.version for view in views if view.serving}
         chosen = set(sorted(usable)[-rule.count :])
+        if not chosen <= serving:
+            chosen |= set(sorted(serving)[-rule.count :])
     return frozenset(chosen | (usable & set(aliased)) | pinned)
 
 
