@@ -8,7 +8,7 @@ from gateway.errors import LoadRejected
 from gateway.models.config import ModelConfig
 from gateway.models.manifest import MODEL, Lineage, read_file, read_manifest, sha256
 from gateway.models.options import SessionOptions
-from gateway.models.quarantine import Job, Report, try_version
+from gateway.models.quarantine import Job, Quarantine, Report
 from gateway.models.servable import Servable
 from gateway.models.session import Session
 from gateway.models.source import VersionFiles
@@ -16,7 +16,7 @@ from gateway.telemetry.counters import VersionCounters
 
 
 class Loader(Protocol):
-    """What the manager needs done. Both raise LoadRejected or LoadUnavailable."""
+    """What the manager needs done. `check` and `load` raise LoadRejected or LoadUnavailable."""
 
     def check(self, model: str, files: VersionFiles, config: ModelConfig) -> Report:
         """Try the version where it can do no harm."""
@@ -26,6 +26,10 @@ class Loader(Protocol):
         self, model: str, files: VersionFiles, config: ModelConfig, report: Report, counters: VersionCounters
     ) -> Servable:
         """Load what was tried."""
+        ...
+
+    def close(self) -> None:
+        """End the checks that run, and let no further one begin. Called once, from another thread."""
         ...
 
 
@@ -48,6 +52,7 @@ class QuarantineLoader:
         self._threads = intra_op_threads
         self._providers = providers
         self._require_manifest = require_manifest
+        self._quarantine = Quarantine()
 
     def options(self, config: ModelConfig) -> SessionOptions:
         """Session options of a model: its own where `model.toml` says so, else this machine's."""
@@ -68,7 +73,7 @@ class QuarantineLoader:
             memory_bytes=self._memory_bytes,
             batching=config.batching.enabled,
         )
-        return try_version(job, self._timeout_s)
+        return self._quarantine.try_version(job, self._timeout_s)
 
     def load(
         self, model: str, files: VersionFiles, config: ModelConfig, report: Report, counters: VersionCounters
@@ -80,3 +85,7 @@ class QuarantineLoader:
         lineage = read_manifest(files.folder, model, files.version).lineage if files.verified else Lineage()
         session = Session(data, self.options(config), report.unranked)
         return Servable(model, files.version, session, config, report, lineage, counters)
+
+    def close(self) -> None:
+        """See Loader."""
+        self._quarantine.close()

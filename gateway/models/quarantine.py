@@ -7,9 +7,11 @@ The job goes in and the report comes out as JSON, over pipes.
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
+import threading
 
 import msgspec
 
@@ -17,7 +19,7 @@ from gateway.errors import LoadRejected, LoadUnavailable
 from gateway.models.options import SessionOptions
 from gateway.types import Contract
 
-_OUT_OF_MEMORY = ("std::bad_alloc", "failed to allocate memory", "cannot allocate memory", "memoryerror")
+_OUT_OF_MEMORY = re.compile("std::bad_alloc|(failed to|cannot) allocate memory|MemoryError", re.IGNORECASE)
 
 
 class Job(msgspec.Struct, frozen=True):
@@ -61,30 +63,70 @@ class Verdict(msgspec.Struct, frozen=True):
     refused: str = ""
 
 
-def try_version(job: Job, timeout_s: float) -> Report:
-    """Try a version in a child process and wait for its report.
+class Quarantine:
+    """The children that are trying versions now. Any thread may call; `close` ends the children of all threads."""
 
-    Raises LoadRejected where the version is at fault, LoadUnavailable where it ran out of time or could not be tried.
-    """
-    try:
-        child = subprocess.Popen(
-            [sys.executable, "-m", "gateway.models.trial"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
-            env=_environment(),
-        )
-    except OSError as error:
-        raise LoadUnavailable(f"no process could be started to try it ({error.strerror})", retry_after_s=10) from None
-    with child:
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._children: set[subprocess.Popen[bytes]] = set()
+        self._closed = False
+
+    def try_version(self, job: Job, timeout_s: float) -> Report:
+        """Try a version in a child process and wait for its report.
+
+        Raises LoadRejected where the version is at fault, LoadUnavailable where it ran out of time or could not be
+        tried.
+        """
+        child = self._start()
         try:
-            out, err = child.communicate(msgspec.json.encode(job), timeout_s)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            child.communicate()
-            raise LoadUnavailable(f"it was not ready within {timeout_s:g} s in quarantine", retry_after_s=10) from None
-    return _read(child.returncode, out, err, job)
+            with child:
+                try:
+                    out, err = child.communicate(msgspec.json.encode(job), timeout_s)
+                except subprocess.TimeoutExpired:
+                    child.kill()
+                    child.communicate()
+                    message = f"it was not ready within {timeout_s:g} s in quarantine"
+                    raise LoadUnavailable(message, retry_after_s=10) from None
+        finally:
+            with self._lock:
+                self._children.discard(child)
+        return _read(child.returncode, out, err, job)
+
+    def close(self) -> None:
+        """End the children that run, and start no more."""
+        with self._lock:
+            self._closed = True
+            for child in self._children:
+                child.kill()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        with self._lock:
+            if self._closed:
+                raise LoadUnavailable("the server is shutting down")
+            try:
+                child = subprocess.Popen(
+                    [sys.executable, "-m", "gateway.models.trial"],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    start_new_session=True,
+                    env=_environment(),
+                )
+            except OSError as error:
+                message = f"no process could be started to try it ({error.strerror})"
+                raise LoadUnavailable(message, retry_after_s=10) from None
+            self._children.add(child)
+            return child
+
+
+def try_version(job: Job, timeout_s: float) -> Report:
+    """As Quarantine.try_version, for one version alone."""
+    return Quarantine().try_version(job, timeout_s)
+
+
+def is_out_of_memory(text: str) -> bool:
+    """Whether this is how a library says that memory ran out."""
+    return _OUT_OF_MEMORY.search(text) is not None
 
 
 def _environment() -> dict[str, str]:
@@ -95,19 +137,23 @@ def _environment() -> dict[str, str]:
 
 
 def _read(returncode: int, out: bytes, err: bytes, job: Job) -> Report:
+    said = err.decode(errors="replace").strip()[-2000:]
+    if returncode == -signal.SIGKILL:
+        # A model cannot do this to itself: the kernel was short of memory, or somebody ended the trial.
+        raise LoadUnavailable("the process that tried it was killed from outside", retry_after_s=10)
+    if returncode != 0 and is_out_of_memory(said):
+        raise LoadRejected(_memory_sentence(job))
     if returncode < 0:
         name = signal.Signals(-returncode).name
         raise LoadRejected(f"the model crashed the process that tried it ({name})")
     try:
         verdict = msgspec.json.decode(out, type=Verdict)
     except msgspec.DecodeError:
-        said = err.decode(errors="replace").strip().rpartition("\n")[2][:200]
-        if any(words in said.lower() for words in _OUT_OF_MEMORY):
-            raise LoadRejected(_memory_sentence(job)) from None
+        said = said.rpartition("\n")[2][:200]
         raise LoadRejected(f"the process that tried it ended with code {returncode}: {said}") from None
     if verdict.report is not None:
         return verdict.report
-    if any(words in verdict.refused.lower() for words in _OUT_OF_MEMORY):
+    if is_out_of_memory(verdict.refused):
         raise LoadRejected(_memory_sentence(job))
     raise LoadRejected(verdict.refused)
 

@@ -10,6 +10,7 @@ import onnxruntime as ort
 
 from gateway.errors import LoadRejected
 from gateway.models.options import SessionOptions
+from gateway.models.quarantine import is_out_of_memory
 from gateway.oip.datatypes import BY_ORT_NAME
 from gateway.types import Array, Contract, TensorSpec
 
@@ -22,7 +23,8 @@ class Session:
     def __init__(self, model: bytes, options: SessionOptions, unranked: Collection[str] = ()) -> None:
         """Load a graph from its bytes. `unranked` names the tensors whose rank the graph leaves open.
 
-        Raises LoadRejected where onnxruntime refuses the graph or a tensor is outside of the protocol.
+        Raises LoadRejected where onnxruntime refuses the graph or a tensor is outside of the protocol, MemoryError
+        where there is not enough of it.
         """
         setup = ort.SessionOptions()
         setup.intra_op_num_threads = options.intra_op_threads
@@ -37,6 +39,8 @@ class Session:
         try:
             self._session = ort.InferenceSession(model, setup, providers=list(options.providers))
         except Exception as error:  # onnxruntime raises a dozen unrelated types, all derived from Exception alone
+            if is_out_of_memory(str(error)):
+                raise MemoryError from None
             raise LoadRejected(f"onnxruntime refused the model: {first_line(error)}") from None
         self.contract = Contract(
             tuple(_spec(node, unranked) for node in self._session.get_inputs()),

@@ -17,7 +17,7 @@ import numpy as np
 from gateway.errors import HeadgateError, LoadRejected
 from gateway.models.golden import Golden, difference, to_arrays
 from gateway.models.manifest import GOLDEN, MANIFEST, MODEL, read_file, read_json, read_manifest, sha256, verified_file
-from gateway.models.quarantine import Job, Report, Verdict
+from gateway.models.quarantine import Job, Report, Verdict, is_out_of_memory
 from gateway.models.scan import ScanLimits, scan
 from gateway.models.session import Session, first_line
 from gateway.oip.datatypes import DATATYPES
@@ -32,7 +32,7 @@ RTOL, ATOL = 1e-4, 1e-5
 def attempt(job: Job, limit_memory: Callable[[int], None] = lambda size: None) -> Report:
     """Try one version. `limit_memory` is called with the size of the file before onnxruntime sees it.
 
-    Raises LoadRejected with the reason.
+    Raises LoadRejected with the reason, MemoryError where it needs more than it may take.
     """
     folder = Path(job.folder)
     model, golden, verified = _read(folder, job)
@@ -98,6 +98,7 @@ def _check_golden(session: Session, golden: Golden) -> list[dict[str, Array]]:
         try:
             results = session.run(feed, names)
         except Exception as error:
+            _raise_if_out_of_memory(error)
             raise LoadRejected(f"{where}: the model raised: {first_line(error)}") from None
         for name, got in zip(names, results, strict=True):
             wrong = difference(got, expected[name], golden)
@@ -134,10 +135,17 @@ def _warm_up(session: Session, feed: Mapping[str, Array], *, required: bool, not
     try:
         return _median_run_s(session, feed, names)
     except Exception as error:
+        _raise_if_out_of_memory(error)
         if required:
             raise LoadRejected(f"the warm-up run failed: {first_line(error)}") from None
         notes.append(f"not warmed up: the model refuses made-up inputs ({first_line(error, 120)}); add golden samples")
         return None
+
+
+def _raise_if_out_of_memory(error: Exception) -> None:
+    """A model that asks for more than it may take is refused: in the server it would take it from the others."""
+    if isinstance(error, MemoryError) or is_out_of_memory(str(error)):
+        raise MemoryError from None
 
 
 def _median_run_s(session: Session, feed: Mapping[str, Array], names: list[str]) -> float:
