@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -25,8 +26,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except HeadgateError as error:
         print(f"headgate: {error.message}", file=sys.stderr)
         return 1
-    except (FileExistsError, BrokenPipeError) as error:
-        print(f"headgate: {error}", file=sys.stderr)
+    except OSError as error:
+        where = f": {error.filename}" if error.filename is not None else ""
+        print(f"headgate: {error.strerror or error}{where}", file=sys.stderr)
         return 1
 
 
@@ -82,17 +84,23 @@ def _add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 
 
 def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
-    return int(text)
+    from gateway.models.manifest import parse_version
+
+    version = parse_version(text)
+    if version is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number of at most 18 digits")
+    return version
 
 
 def _metric(text: str) -> tuple[str, float]:
     name, _, value = text.partition("=")
     try:
-        return name, float(value)
+        number = float(value)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=NUMBER") from None
+        number = math.nan
+    if not name or not math.isfinite(number):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=NUMBER")
+    return name, number
 
 
 def _serve(args: argparse.Namespace) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -85,7 +85,11 @@ class Entry:
 
 
 class Manager:
-    """Runs the lifecycle. Not thread-safe: `step` and everything else belong to one thread, that of the loop."""
+    """Runs the lifecycle. Not thread-safe: `step` and everything else belong to one thread, that of the loop.
+
+    Trials and loads run in `executor`; looks at the folder in `scanner` (None: a thread of their own), because
+    versions that take their time must not keep the others from being seen.
+    """
 
     def __init__(
         self,
@@ -96,6 +100,7 @@ class Manager:
         executor: Executor,
         counters: Callable[[str, int], VersionCounters],
         poll_s: float = 1.0,
+        scanner: Executor | None = None,
     ) -> None:
         self.table = table
         self.wishes = wishes
@@ -105,6 +110,7 @@ class Manager:
         self._source = source
         self._loader = loader
         self._executor = executor
+        self._scanner = scanner or ThreadPoolExecutor(1, thread_name_prefix="scan")
         self._counters = counters
         self._poll_s = poll_s
         self._scan: Future[dict[str, ModelFolder]] | None = None
@@ -127,6 +133,11 @@ class Manager:
         self._forget()
         self.table.publish({name: self._publish(entry) for name, entry in self.entries.items()})
 
+    def close(self) -> None:
+        """Stop the trials that run, so that a server that ends need not wait for them."""
+        self._loader.close()
+        self._scanner.shutdown(wait=False, cancel_futures=True)
+
     # -- the source
 
     def _look(self, now: float) -> None:
@@ -144,7 +155,7 @@ class Manager:
                 self.source_error = reason
         if self._scan is None and now >= self._next_scan:
             self._next_scan = now + self._poll_s
-            self._scan = self._executor.submit(self._source.scan)
+            self._scan = self._scanner.submit(self._source.scan)
 
     def _observe(self, folders: dict[str, ModelFolder]) -> None:
         for name in folders.keys() - self.entries.keys():
@@ -156,6 +167,8 @@ class Manager:
             if folder.error and folder.error != entry.error:
                 log.error("model refused", extra={"event": "model-refused", "model": name, "reason": folder.error})
             entry.error = folder.error
+            if not folder.readable:
+                continue
             for version in folder.versions.keys() - entry.records.keys():
                 entry.records[version] = Record(version)
             for version, record in entry.records.items():

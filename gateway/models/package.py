@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 import shutil
 from pathlib import Path
@@ -11,6 +10,7 @@ import msgspec
 
 from gateway.errors import LoadRejected
 from gateway.models import config as model_config
+from gateway.models import durable
 from gateway.models.golden import Golden, Sample, from_array, to_arrays
 from gateway.models.manifest import (
     GOLDEN,
@@ -21,7 +21,6 @@ from gateway.models.manifest import (
     check_model_name,
     entry_for,
     parse_version,
-    read_file,
 )
 from gateway.models.options import SessionOptions
 from gateway.models.quarantine import Job, Report, try_version
@@ -54,7 +53,8 @@ def add_version(
 
     `version` None takes the number after the highest one there. `samples` is a JSON list of requests, each with
     `inputs` and optionally the `outputs` to hold; where these are absent, the model's own answers become golden.
-    The version is tried in quarantine before it becomes visible; a server never sees it half-written.
+    The version is tried in quarantine before it becomes visible; a server never sees it half-written, nor, while it
+    is replaced, gone.
 
     Raises LoadRejected with one sentence; FileExistsError where the version is there and `replace` is False.
     """
@@ -67,7 +67,7 @@ def add_version(
     target = home / str(version)
     if target.exists() and not replace:
         raise FileExistsError(f"{name} version {version} exists already")
-    data = read_file(model.parent, model.name, MAX_MODEL_BYTES)
+    data = _read_model(model)
     home.mkdir(parents=True, exist_ok=True)
     staging = home / f".adding-{version}-{secrets.token_hex(4)}"
     staging.mkdir()
@@ -86,15 +86,29 @@ def add_version(
         )
         contents[MANIFEST] = msgspec.json.format(msgspec.json.encode(manifest)) + b"\n"
         for file, content in contents.items():
-            _write(staging / file, content)
+            durable.write(staging / file, content)
         check_version(staging, name, version)
         if target.exists():
-            shutil.rmtree(target)
-        staging.rename(target)
-        _sync(home)
+            shutil.rmtree(durable.exchange(staging, target))
+        else:
+            staging.rename(target)
+        durable.sync(home)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return target
+
+
+def _read_model(path: Path) -> bytes:
+    """The file to package, wherever it lies and whatever it is called. Raises LoadRejected."""
+    try:
+        if not path.is_file():
+            raise LoadRejected(f"{path.name} is missing, or not a file")
+        size = path.stat().st_size
+        if size > MAX_MODEL_BYTES:
+            raise LoadRejected(f"{path.name} is {size} bytes, at most {MAX_MODEL_BYTES} are taken")
+        return path.read_bytes()
+    except OSError as error:
+        raise LoadRejected(f"{path.name} cannot be read ({error.strerror})") from None
 
 
 def _versions(home: Path) -> list[int]:
@@ -122,19 +136,3 @@ def _golden(model: bytes, report: Report, path: Path) -> bytes:
             outputs = [from_array(array, spec) for array, spec in zip(results, contract.outputs, strict=True)]
         complete.append(Sample(sample.inputs, outputs))
     return msgspec.json.encode(Golden(complete)) + b"\n"
-
-
-def _write(path: Path, content: bytes) -> None:
-    with open(path, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync(folder: Path) -> None:
-    """Make a rename in `folder` durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

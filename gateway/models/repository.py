@@ -34,28 +34,33 @@ class Repository:
         self._load_timeout_s = load_timeout_s
 
     async def run(self) -> None:
-        """Step until cancelled."""
-        while True:
-            self._manager.step(time.monotonic())
-            await asyncio.sleep(STEP_S)
+        """Step until cancelled; then stop the trials that run."""
+        try:
+            while True:
+                self._manager.step(time.monotonic())
+                await asyncio.sleep(STEP_S)
+        finally:
+            self._manager.close()
 
     @property
     def settled(self) -> bool:
         """True once the folder was read and every wanted version is ready or failed."""
         manager = self._manager
-        if manager.scans == 0:
+        if manager.scans == 0 or (manager.source_error and not manager.entries):
             return False
         return not any(record.attempt for entry in manager.entries.values() for record in entry.records.values())
 
     async def load(self, name: str, version: int | None = None) -> None:
         """Load a model, or one version; return when it is ready.
 
-        Raises UnknownModel, UnknownVersion, LoadRejected (the files are at fault, repeated until they change) or
-        LoadUnavailable (try again later).
+        Raises UnknownModel, UnknownVersion, LoadRejected (the files are at fault, repeated until they change),
+        LoadUnavailable (try again later), or Conflict where somebody else unloaded it meanwhile.
         """
         await self._look()
+        if version is not None and version not in self._entry(name).records:
+            raise UnknownVersion(name, str(version))
         self._wish(name, lambda wishes: _with_loaded(wishes, version))
-        await self._until(lambda: self._loaded(name, version), name)
+        await self._until(lambda: self._loaded(name, version), f"failed to load {name!r}")
 
     async def reload(self, name: str, version: int | None = None) -> None:
         """As `load`, but versions that are ready are tried and loaded anew even when their files are unchanged."""
@@ -68,7 +73,11 @@ class Repository:
         await self.load(name, version)
 
     async def unload(self, name: str, version: int | None = None) -> None:
-        """Unload a model, or one version; return when its last request is done. It stays out until it is loaded."""
+        """Unload a model, or one version; return when its last request is done. It stays out until it is loaded.
+
+        Raises UnknownModel, UnknownVersion, or Conflict where an alias needs the version or somebody else loaded it
+        meanwhile.
+        """
         await self._look()
         entry = self._entry(name)
         if version is not None:
@@ -78,7 +87,7 @@ class Repository:
             if holders:
                 raise Conflict(f"version {version} of {name!r} is the {holders[0]}; move that alias first")
         self._wish(name, lambda wishes: _with_unloaded(wishes, version))
-        await self._until(lambda: self._unloaded(name, version), name)
+        await self._until(lambda: self._unloaded(name, version), f"failed to unload {name!r}")
 
     async def move_alias(self, name: str, alias: str, version: int | None) -> None:
         """Point an alias at a ready version, or remove it (None). Raises Conflict where the version is not ready."""
@@ -102,16 +111,16 @@ class Repository:
     async def _look(self) -> None:
         """Wait for a look at the folder that begins after now."""
         goal = self._manager.scan_soon()
-        await self._until(lambda: self._manager.scans >= goal, "")
+        await self._until(lambda: self._manager.scans >= goal, "failed to load: the model folder does not answer")
 
-    async def _until(self, reached: Callable[[], bool], name: str) -> None:
+    async def _until(self, reached: Callable[[], bool], otherwise: str) -> None:
         deadline = time.monotonic() + self._load_timeout_s
         while True:
             self._manager.step(time.monotonic())
             if reached():
                 return
             if time.monotonic() > deadline:
-                raise LoadUnavailable(f"failed to load {name!r}: not done after {self._load_timeout_s:g} s")
+                raise LoadUnavailable(f"{otherwise}, not done after {self._load_timeout_s:g} s")
             await asyncio.sleep(STEP_S)
 
     def _entry(self, name: str) -> Entry:
@@ -137,6 +146,8 @@ class Repository:
             raise LoadRejected(f"failed to load {name!r}: {entry.error}")
         if version is not None and version not in entry.records:
             raise UnknownVersion(name, str(version))
+        if self._manager.wishes.get(name).excludes(version):
+            raise Conflict(f"failed to load {name!r}: another request unloaded it meanwhile")
         goals = [version] if version is not None else self._ideal(entry)
         if not goals:
             raise LoadRejected(f"failed to load {name!r}, no version is available")
@@ -145,7 +156,7 @@ class Repository:
     def _ideal(self, entry: Entry) -> list[int]:
         """The versions that would serve if nothing failed: a failed newest one is not passed over in silence."""
         views = self._manager.views(entry, time.monotonic())
-        hopeful = [policy.VersionView(view.version, present=view.present, serving=view.serving) for view in views]
+        hopeful = [policy.VersionView(view.version, present=view.present) for view in views]
         return sorted(self._manager.wanted(entry, hopeful))
 
     def _up(self, entry: Entry, record: Record) -> bool:
@@ -163,6 +174,8 @@ class Repository:
         entry = self._manager.entries.get(name)
         if entry is None:
             return True
+        if not self._manager.wishes.get(name).excludes(version):
+            raise Conflict(f"failed to unload {name!r}: another request loaded it meanwhile")
         records = [record for record in entry.records.values() if version in (None, record.version)]
         return not any(record.servable or record.attempt or record.draining for record in records)
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import stat
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -35,34 +36,40 @@ class VersionFiles:
 
 @dataclass(frozen=True, slots=True)
 class ModelFolder:
-    """One model as it lies on disk; `config` is None and `error` says why where `model.toml` cannot be read."""
+    """One model as it lies on disk; `config` is None and `error` says why where `model.toml` cannot be read.
+
+    `readable` is False where the folder is there but cannot be listed: then nothing is known of its versions.
+    """
 
     name: str
     config: model_config.ModelConfig | None
     error: str = ""
     versions: Mapping[int, VersionFiles] = field(default_factory=dict)
+    readable: bool = True
 
 
 class Source:
     """Declares, at each `scan`, the full set of models and versions under a folder.
 
     A version with a manifest is complete when every listed file has its size; a bare `model.onnx` when no file of
-    the folder has changed for `quiet_s` seconds.
+    the folder has changed for `quiet_s` seconds of `clock`, which tells the time of day as files do.
+    What cannot be read is not taken as gone: it is declared as unreadable or incomplete, with the reason.
     """
 
-    def __init__(self, root: Path, quiet_s: float = 2.0) -> None:
+    def __init__(self, root: Path, quiet_s: float = 2.0, clock: Callable[[], float] = time.time) -> None:
         self.root = root
         self.quiet_s = quiet_s
+        self._clock = clock
 
     def scan(self) -> dict[str, ModelFolder]:
         """Every model folder by name. Raises OSError when the root itself cannot be read: then nothing is known."""
         models: dict[str, ModelFolder] = {}
         with os.scandir(self.root) as entries:
-            names = sorted(entry.name for entry in entries if entry.is_dir())
+            names = sorted(entry.name for entry in entries if _is_folder(entry))
         for name in names:
             folder = self._model(name)
             if folder is not None:
-                models[name] = folder
+                models[folder.name] = folder
         return models
 
     def _model(self, name: str) -> ModelFolder | None:
@@ -70,15 +77,17 @@ class Source:
         folder = self.root / name
         try:
             with os.scandir(folder) as entries:
-                names = [entry.name for entry in entries if entry.is_dir() or entry.name == CONFIG]
-        except OSError:
+                names = [entry.name for entry in entries if _is_folder(entry) or entry.name == CONFIG]
+        except (FileNotFoundError, NotADirectoryError):
             return None
+        except OSError as error:
+            return ModelFolder(_shown(name), None, f"its folder cannot be read ({error.strerror})", readable=False)
         versions = {version: text for text in names if (version := parse_version(text)) is not None}
         if not names or (not versions and CONFIG not in names):
             return None
         reason = check_model_name(name)
         if reason is not None:
-            return ModelFolder(name, None, reason)
+            return ModelFolder(_shown(name), None, reason)
         found = {version: files for version, text in versions.items() if (files := self._version(name, text))}
         try:
             config = model_config.parse(read_file(folder, CONFIG, 1 << 20) if CONFIG in names else b"")
@@ -91,16 +100,18 @@ class Source:
         folder = self.root / model / text
         version = int(text)
         try:
-            listing = {entry.name: entry.stat(follow_symlinks=False) for entry in os.scandir(folder)}
-        except OSError:
+            listing = _listing(folder)
+        except (FileNotFoundError, NotADirectoryError):
             return None
+        except OSError as error:
+            return VersionFiles(version, folder, "", False, False, f"its folder cannot be read ({error.strerror})")
         if MANIFEST not in listing:
             if MODEL not in listing:
                 return None
             files = {name: listing[name] for name in (MODEL, GOLDEN) if name in listing}
             changed = max(status.st_ctime for status in files.values())
             # A change time in the future means that the clock was set back; then it is no reason to wait.
-            quiet = abs(time.time() - changed) >= self.quiet_s
+            quiet = abs(self._clock() - changed) >= self.quiet_s
             waiting = "" if quiet else f"written less than {self.quiet_s:g} s ago"
             return VersionFiles(version, folder, _fingerprint(files), quiet, False, waiting)
         try:
@@ -114,6 +125,29 @@ class Source:
                 waiting = f"{name} has {size} of {entry.size} bytes"
         files = {name: status for name, status in listing.items() if name == MANIFEST or name in manifest.files}
         return VersionFiles(version, folder, _fingerprint(files), not waiting, True, waiting)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """True also where that cannot be found out, such as in a loop of links: opening it will say why."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return True
+
+
+def _shown(name: str) -> str:
+    """A folder name as text that can be encoded: bytes that are no UTF-8 are written as escapes."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def _listing(folder: Path) -> dict[str, os.stat_result]:
+    """The files of a folder. One that goes while it is looked at, as copying tools' do, is left out."""
+    found: dict[str, os.stat_result] = {}
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            with contextlib.suppress(FileNotFoundError):
+                found[entry.name] = entry.stat(follow_symlinks=False)
+    return found
 
 
 def _fingerprint(files: Mapping[str, os.stat_result]) -> str:

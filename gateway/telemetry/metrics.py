@@ -74,7 +74,7 @@ class GatewayCollector(Collector):
                 if value or outcome == "ok":
                     requests.add_metric([*labels, outcome, CLASSES.get(outcome, "client")], value)
         for code, value in sorted(self._counters.unknown.items()):
-            requests.add_metric(["_unknown_", "", code, "client"], value)
+            requests.add_metric(["_unknown_", "", code, CLASSES.get(code, "client")], value)
         yield requests
         http = CounterMetricFamily(
             "headgate_http_requests", "HTTP requests by route and status.", labels=["route", "status"]
