@@ -127,11 +127,11 @@ class Manager:
         for entry in self.entries.values():
             for record in entry.records.values():
                 self._collect(entry, record, now)
-                record.draining = [servable for servable in record.draining if not _gone(servable)]
             self._act(entry, now)
             self._move_aliases(entry)
         self._forget()
         self.table.publish({name: self._publish(entry) for name, entry in self.entries.items()})
+        self._release()
 
     def close(self) -> None:
         """Stop the trials that run, so that a server that ends need not wait for them."""
@@ -290,6 +290,12 @@ class Manager:
                 log.info("version gone", extra={"event": "version-gone", "model": entry.name, "version": version})
         for name in [name for name, entry in self.entries.items() if not entry.records and not entry.error]:
             del self.entries[name]
+
+    def _release(self) -> None:
+        """Let go of what drained. Only now, after publishing: no new request can take hold of it any more."""
+        for entry in self.entries.values():
+            for record in entry.records.values():
+                record.draining = [servable for servable in record.draining if not _gone(servable)]
 
     # -- what others see
 

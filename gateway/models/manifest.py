@@ -92,13 +92,18 @@ def read_file(folder: Path, name: str, max_bytes: int) -> bytes:
         raise LoadRejected(f"{name} is missing") from None
     except OSError as error:
         raise LoadRejected(f"{name} cannot be opened ({error.strerror}); it must be a regular, readable file") from None
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise LoadRejected(f"{name} must be a regular file")
         if status.st_size > max_bytes:
             raise LoadRejected(f"{name} is {status.st_size} bytes, at most {max_bytes} are taken")
-        return file.read(max_bytes)
+        with open(descriptor, "rb", closefd=False) as file:
+            return file.read(max_bytes)
+    except OSError as error:
+        raise LoadRejected(f"{name} cannot be read ({error.strerror})") from None
+    finally:
+        os.close(descriptor)
 
 
 def read_json(folder: Path, name: str, type_: type[_T], max_bytes: int = 64 << 20) -> _T:
