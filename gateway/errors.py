@@ -9,9 +9,12 @@ HeadgateError
       UnknownModel                 404 unknown-model
       UnknownVersion               404 unknown-version
     MethodNotAllowed               405 method-not-allowed
+    RequestTimeout                 408 request-timeout
     Conflict                       409 conflict
     PayloadTooLarge                413 payload-too-large
+    URITooLong                     414 uri-too-long
     UnsupportedEncoding            415 unsupported-encoding
+    HeadersTooLarge                431 headers-too-large
     LoadRejected                   400 load-failed, the files of the version are at fault
   NotOffered                       501 not-offered
   Overload                         the request is fine, the server cannot take it now
@@ -109,6 +112,27 @@ class MethodNotAllowed(ClientError):
 
     status = 405
     code = "method-not-allowed"
+
+
+class RequestTimeout(ClientError):
+    """The request did not arrive in time; the connection is closed."""
+
+    status = 408
+    code = "request-timeout"
+
+
+class URITooLong(ClientError):
+    """The request target is over the limit; the connection is closed."""
+
+    status = 414
+    code = "uri-too-long"
+
+
+class HeadersTooLarge(ClientError):
+    """The headers are over the limit; the connection is closed."""
+
+    status = 431
+    code = "headers-too-large"
 
 
 class Conflict(ClientError):

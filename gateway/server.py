@@ -7,6 +7,7 @@ import logging
 import signal
 import socket
 import sys
+import time
 from types import FrameType
 
 import uvicorn
@@ -14,6 +15,7 @@ import uvloop
 
 from gateway import __version__, app
 from gateway.errors import SettingError
+from gateway.http import fast
 from gateway.settings import Settings
 from gateway.state import Gateway, assemble
 from gateway.telemetry import logs
@@ -21,6 +23,7 @@ from gateway.telemetry import logs
 log = logging.getLogger("headgate.server")
 
 BACKLOG = 256
+TICK_S = 0.25
 
 
 def bind(settings: Settings) -> socket.socket:
@@ -58,7 +61,7 @@ async def serve(settings: Settings, listener: socket.socket) -> None:
     gateway = assemble(settings)
     config = uvicorn.Config(
         app.build(gateway),
-        http="httptools",
+        http=fast.door(gateway),
         ws="none",
         lifespan="off",
         log_config=None,
@@ -69,6 +72,7 @@ async def serve(settings: Settings, listener: socket.socket) -> None:
     )
     server = _Server(config, gateway)
     lifecycle = asyncio.create_task(gateway.repository.run())
+    sweeper = asyncio.create_task(_sweep(gateway, server))
     lifecycle.add_done_callback(lambda task: _lifecycle_ended(task, server))
     address = listener.getsockname()
     host = f"[{address[0]}]" if ":" in address[0] else address[0]
@@ -79,8 +83,19 @@ async def serve(settings: Settings, listener: socket.socket) -> None:
         await server.serve([listener])
     finally:
         lifecycle.cancel()
+        sweeper.cancel()
         gateway.close()
     log.info("stopped", extra={"event": "stopped"})
+
+
+async def _sweep(gateway: Gateway, server: _Server) -> None:
+    """Set the coarse clock and end connections that take too long, a few times a second."""
+    while True:
+        gateway.clock.now = time.monotonic()
+        for connection in list(server.server_state.connections):
+            if isinstance(connection, fast.FastProtocol):
+                connection.check(gateway.clock.now)
+        await asyncio.sleep(TICK_S)
 
 
 def _lifecycle_ended(task: asyncio.Task[None], server: _Server) -> None:

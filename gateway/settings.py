@@ -245,6 +245,20 @@ class Settings:
     max_elements: int = _row(4 * MIB, "Requests", whole(1, 2 * GIB), "Elements in one tensor.")
     max_rank: int = _row(8, "Requests", whole(1, 64), "Dimensions of a tensor; 64 is the most that numpy can hold.")
     max_json_depth: int = _row(100, "Requests", whole(4, 512), "Levels of nesting in a JSON body.")
+    header_timeout_s: float = _row(
+        10.0, "Connections", seconds(0.1, 3600), "Time for the headers of a request to arrive; then 408.")
+    body_timeout_s: float = _row(
+        30.0, "Connections", seconds(0.1, 3600), "Time for the body of a request to arrive; then 408.")
+    idle_timeout_s: float = _row(
+        5.0, "Connections", seconds(0.1, 3600), "How long a connection is kept open between two requests.")
+    write_timeout_s: float = _row(
+        30.0, "Connections", seconds(0.1, 3600),
+        "How long a client may leave its replies unread before its connection is cut.")
+    max_header_bytes: int = _row(
+        32 * KIB, "Connections", size(KIB, MIB), "Names and values of all headers of a request; more gets 431.")
+    max_headers: int = _row(100, "Connections", whole(8, 10000), "Header fields of a request; more gets 431.")
+    max_url_bytes: int = _row(4 * KIB, "Connections", size(256, MIB), "The request target; a longer one gets 414.")
+    max_chunks: int = _row(65536, "Connections", whole(16, 1 << 24), "Pieces in which a body may come; more gets 400.")
     max_in_flight: int = _row(
         4096, "Requests", whole(1, 1000000), "Inference requests in flight at once; one more gets 429.")
     max_in_flight_per_model: int = _row(

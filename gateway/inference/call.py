@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from gateway.errors import HeadgateError
 from gateway.inference.block import Block
@@ -30,7 +31,8 @@ class Call:
     """A request in flight. It holds its version loaded until it is `done`; times are monotonic nanoseconds.
 
     After decoding its rows lie in `block` from `row` on; or, where shapes vary, in `arrays` of its own.
-    `gone` is True when nobody waits any more: the client left, or the deadline was answered already.
+    `place` is the door's own note of where the reply goes. `gone` is True when nobody waits any more: the client
+    left, or the call was answered already.
     """
 
     __slots__ = (
@@ -48,6 +50,7 @@ class Call:
         "key",
         "literal",
         "outputs",
+        "place",
         "plan",
         "prediction_id",
         "priority",
@@ -79,6 +82,13 @@ class Call:
         self.plan: ReplyPlan | None = None
         self.outputs: tuple[OutputRequest, ...] = ()
         self.priority = 1
+        self.place: Any = None
         self.literal = False
         self.gone = False
         self.done = False
+
+    def name(self) -> str:
+        """What the request is called in the log and in errors: the client's id for it, else one of ours."""
+        if not self.request_id:
+            self.request_id = self.prediction_id.decode() or secrets.token_hex(8)
+        return self.request_id

@@ -260,7 +260,7 @@ class Pipeline:
 
     def _failed(self, call: Call, error: Exception) -> None:
         servable = call.servable
-        facts = {"model": servable.model, "version": servable.version, "request_id": call.request_id}
+        facts = {"model": servable.model, "version": servable.version, "request_id": call.name()}
         log.error("model failed", extra={"event": "model-failed", **facts, "reason": str(error)})
         message = (
             f"model {servable.model!r} version {servable.version} failed on this input; "
@@ -269,7 +269,7 @@ class Pipeline:
         self._finish_failed(call, ModelFailed(message))
 
     def _defect(self, call: Call, error: Exception) -> None:
-        facts = {"event": "internal-error", "request_id": call.request_id}
+        facts = {"event": "internal-error", "request_id": call.name()}
         log.error("internal error", exc_info=error, extra=facts)
         self._finish_failed(call, ServerError("internal error; the log has the details under this request id"))
 

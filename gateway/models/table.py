@@ -64,6 +64,14 @@ class ServingTable:
             raise UnknownModel(name)
         return found
 
+    def knows(self, name: str, slot: str | None) -> bool:
+        """True for a model, and a version or alias of it, that is in the table."""
+        model = self.models.get(name)
+        if model is None or slot is None:
+            return model is not None
+        version = parse_version(slot)
+        return slot in model.aliases if version is None else model.status(version) is not None
+
     def serves(self, servable: Servable) -> bool:
         """True while this very incarnation answers requests."""
         model = self.models.get(servable.model)

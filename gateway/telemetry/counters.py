@@ -18,6 +18,7 @@ OUTCOMES = (
     "invalid-json",
     "payload-too-large",
     "unsupported-encoding",
+    "request-timeout",
     "not-ready",
     "queue-full",
     "quota-exceeded",
