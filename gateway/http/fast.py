@@ -376,6 +376,8 @@ class FastProtocol(HttpToolsProtocol):
     def refuse(self, call: Call, error: HeadgateError) -> None:
         """See Door."""
         pending: _Pending = call.place
+        if isinstance(error, PayloadTooLarge):
+            pending.close = True
         self._refuse(pending, error, call.name())
 
     def _unusual_head(

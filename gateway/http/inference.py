@@ -42,7 +42,7 @@ async def infer(request: Request) -> Response:
     key = request.headers.get(gateway.settings.client_key_header, "")
     call = pipeline.admit(model, slot, door, arrived_ns, request_id(request), key)
     try:
-        header = single_header(request, "inference-header-content-length")
+        header = single_header(request, "Inference-Header-Content-Length")
         body = await read_raw(request, pipeline.limits.max_body_bytes)
         pipeline.submit(call, body, header, ", ".join(request.headers.getlist("content-encoding")) or None)
     except HeadgateError as error:
