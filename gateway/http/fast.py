@@ -37,12 +37,12 @@ if TYPE_CHECKING:
 log = logging.getLogger("headgate.access")
 
 INFER = re.compile(rb"/v2/models/([A-Za-z0-9._-]{1,64})(?:/versions/([A-Za-z0-9_-]{1,32}))?/infer")
-MAX_ROUTES = 4096
+MAX_HEADS = 4096
+MAX_HEAD_BYTES = 2048
+"""Heads that are remembered, and the longest of them."""
+
 MAX_PIPELINED = 64
 """Requests of one connection that may wait for their replies; then it is not read any further."""
-
-LARGE = 1 << 16
-"""Replies above this are handed to the transport in two pieces, to save a copy."""
 
 LINGER_S = 2.0
 """How long a refused client may go on sending before its connection is closed."""
@@ -50,23 +50,9 @@ LINGER_S = 2.0
 IDLE, HEAD, BODY = range(3)
 """What a connection is receiving: nothing, a request's headers, its body."""
 
-_OK_JSON = (
+_OK = (
     b"HTTP/1.1 200 OK\r\n%bheadgate-prediction-id: %b\r\ncontent-type: application/json\r\n"
-    b"content-length: %d\r\nx-request-id: %b\r\n\r\n"
-)
-_OK_BINARY = (
-    b"HTTP/1.1 200 OK\r\n%bheadgate-prediction-id: %b\r\ncontent-type: application/octet-stream\r\n"
-    b"inference-header-content-length: %d\r\ncontent-length: %d\r\nx-request-id: %b\r\n\r\n"
-)
-_WANTED = frozenset(
-    {
-        b"accept-encoding",
-        b"content-encoding",
-        b"content-length",
-        b"expect",
-        b"inference-header-content-length",
-        b"x-request-id",
-    }
+    b"content-length: %d\r\nx-request-id: %b\r\n\r\n%b"
 )
 
 
@@ -76,21 +62,51 @@ class _Busy:
     response_complete = False
 
 
-class _Pending:
-    """One request of the fast door on its connection, from its headers until its reply was written."""
+class Head:
+    """What the headers of an infer request say. A head that was seen before is not parsed again.
 
-    __slots__ = ("call", "close", "coding", "encoding", "header", "refused", "reply", "route", "size")
+    `target` is (model, version slot); `length` the announced body, -1 where it is chunked. `keep` is False where the
+    bytes of the head will hardly come again.
+    """
 
-    def __init__(self, route: str, *, close: bool) -> None:
+    __slots__ = (
+        "answered",
+        "close",
+        "coding",
+        "encoding",
+        "expects",
+        "header",
+        "keep",
+        "key",
+        "length",
+        "request_id",
+        "route",
+        "target",
+    )
+
+    def __init__(self, target: tuple[str, str | None], route: str, *, close: bool) -> None:
+        self.target = target
         self.route = route
+        self.answered = (route, 200)
         self.close = close
-        self.call: Call | None = None
-        self.coding: str | None = None
-        self.encoding: str | None = None
+        self.keep = not close
+        self.expects = False
+        self.length = -1
         self.header: str | None = None
-        self.reply: tuple[bytes, ...] | None = None
-        self.refused = False
-        self.size = 0
+        self.encoding: str | None = None
+        self.coding: str | None = None
+        self.request_id = ""
+        self.key = ""
+
+
+class _Refusal:
+    """A reply that needs no call, in its place among the others."""
+
+    __slots__ = ("close", "reply")
+
+    def __init__(self, reply: bytes, *, close: bool) -> None:
+        self.reply: bytes | None = reply
+        self.close = close
 
 
 class FastProtocol(HttpToolsProtocol):
@@ -103,10 +119,15 @@ class FastProtocol(HttpToolsProtocol):
         self.limits = gateway.connection_limits
         self.clock = gateway.clock
         self.key_header = gateway.settings.client_key_header.encode()
-        self.order: deque[_Pending] = deque()
-        self.current: _Pending | None = None
+        self.heads = gateway.heads
+        self.order: deque[Call | _Refusal] = deque()
+        self.head: Head | None = None
+        self.call: Call | None = None
+        self.seen: bytes | None = None
         self.chunks: list[bytes] = []
         self.chunk_count = 0
+        self.body_bytes = 0
+        self.at_start = True
         self.stage = HEAD
         self.since = self.clock.now
         self.head_bytes = 0
@@ -118,11 +139,26 @@ class FastProtocol(HttpToolsProtocol):
     # -- what the transport says
 
     def data_received(self, data: bytes) -> None:
-        """Feed the parser; what it finds comes back through the callbacks below."""
+        """A whole request under a head that was seen before goes straight on; all else goes through the parser."""
         if self.finished:
             return
         if self.timeout_keep_alive_task is not None:
             self._unset_keepalive_if_required()
+        if self.at_start:
+            end = data.find(b"\r\n\r\n")
+            block = data[:end] if end > 0 else None
+            head = self.heads.get(block) if block is not None else None
+            if head is not None and len(data) == end + 4 + head.length and not self._asgi_is_busy():
+                self.since = self.clock.now
+                self.stage = IDLE
+                call = self._admit(head)
+                if call is not None:
+                    self.inference.submit(call, data[end + 4 :], head.header, head.encoding)
+                return
+            self.seen = block
+        self._parse(data)
+
+    def _parse(self, data: bytes) -> None:
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -135,9 +171,10 @@ class FastProtocol(HttpToolsProtocol):
         except httptools.HttpParserError:
             self.fail(self.trouble or InvalidRequest("this is not a valid HTTP/1.1 request", field="request"))
             return
+        self.seen = None
         if self.trouble is not None:
             self.fail(self.trouble)
-        elif self.stage == HEAD:
+        elif self.stage == HEAD and not self.at_start:
             self.head_bytes += len(data)
             if self.head_bytes > self.limits.max_header_bytes + self.limits.max_url_bytes:
                 self.fail(HeadersTooLarge(f"the headers are larger than {self.limits.max_header_bytes} bytes"))
@@ -145,11 +182,11 @@ class FastProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The client left: nobody waits for its calls."""
         self.finished = True
-        for pending in self.order:
-            if pending.call is not None:
-                self.inference.abandon(pending.call)
+        for each in self.order:
+            if isinstance(each, Call):
+                self.inference.abandon(each)
         self.order.clear()
-        self.current = None
+        self.head = self.call = None
         self.chunks = []
         super().connection_lost(exc)
 
@@ -211,9 +248,9 @@ class FastProtocol(HttpToolsProtocol):
         """A request begins; its ASGI scope is made only when it turns out to need one."""
         self.url = b""
         self.headers = []
-        self.expect_100_continue = False
-        self.current = None
+        self.head = self.call = None
         self.head_bytes = 0
+        self.at_start = False
         self.stage = HEAD
         self.since = self.clock.now
 
@@ -237,51 +274,44 @@ class FastProtocol(HttpToolsProtocol):
         self.stage = BODY
         self.since = self.clock.now
         self.head_bytes = 0
+        seen, self.seen = self.seen, None
         if self.trouble is not None or self.finished:
             return
-        route = self.gateway.routes.get(self.url) or self._find_route()
+        route = self._find_route() if self.url.endswith(b"/infer") else None
         if route is None or self.parser.get_method() != b"POST" or self._asgi_is_busy():
             self._to_asgi()
             return
-        model, slot, pattern = route
         keep_alive = self.parser.should_keep_alive() and self.parser.get_http_version() == "1.1"
-        pending = self.current = _Pending(pattern, close=not keep_alive)
+        head = self.head = Head(*route, close=not keep_alive)
         self.chunks = []
-        self.chunk_count = 0
-        self.order.append(pending)
-        if len(self.order) >= MAX_PIPELINED:
-            self.flow.pause_reading()
-        request_id = key = ""
+        self.chunk_count = self.body_bytes = 0
         try:
             for name, value in self.headers:
-                if name in _WANTED:
-                    request_id = self._header(pending, name, value) or request_id
-                if name == self.key_header:
-                    key = value.decode("latin-1")[:256]
-            pending.call = self.inference.admit(model, slot, self, time.monotonic_ns(), request_id, key)
-            pending.call.place = pending
+                self._note(head, name, value)
         except HeadgateError as error:
-            self._refuse(pending, error, request_id or secrets.token_hex(8))
+            self._refuse(_Refusal(b"", close=head.close), error, head.request_id or secrets.token_hex(8), head.route)
             return
-        if self.expect_100_continue and len(self.order) == 1:
+        if seen is not None and head.keep and head.length >= 0 and len(seen) <= MAX_HEAD_BYTES:
+            if len(self.heads) >= MAX_HEADS:
+                self.heads.clear()
+            self.heads[seen] = head
+        self.call = self._admit(head)
+        if head.expects and self.call is not None and len(self.order) == 1:
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def on_body(self, body: bytes) -> None:
         """A piece of a body."""
-        pending = self.current
-        if pending is None:
+        if self.head is None:
             if self.trouble is None and not self.finished:
                 super().on_body(body)
             return
         self.chunk_count += 1
-        pending.size += len(body)
-        if pending.size > self.inference.limits.max_body_bytes:
-            self._too_large(pending)
+        self.body_bytes += len(body)
+        if self.body_bytes > self.inference.limits.max_body_bytes:
+            self._give_up(_too_large(self.inference.limits.max_body_bytes))
         elif self.chunk_count > self.limits.max_chunks:
-            self._give_up(
-                pending, InvalidRequest(f"the body has more than {self.limits.max_chunks} chunks", field="body")
-            )
-        elif not pending.refused:
+            self._give_up(InvalidRequest(f"the body has more than {self.limits.max_chunks} chunks", field="body"))
+        elif self.call is not None:
             self.chunks.append(body)
             if self.chunk_count % 1024 == 0:
                 self.chunks = [b"".join(self.chunks)]
@@ -289,58 +319,76 @@ class FastProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """The request is whole."""
         self.stage = IDLE
+        self.at_start = True
         self.since = self.clock.now
-        pending = self.current
-        if pending is None:
+        head, call = self.head, self.call
+        if head is None:
             if self.trouble is None and not self.finished:
                 super().on_message_complete()
             return
-        self.current = None
-        if pending.close:
+        self.head = self.call = None
+        if head.close:
             # What comes behind a last request is none of ours.
             self.finished = True
-        call = pending.call
-        if call is not None and not pending.refused:
+        if call is not None:
             chunks, self.chunks = self.chunks, []
             body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
-            self.inference.submit(call, body, pending.header, pending.encoding)
+            self.inference.submit(call, body, head.header, head.encoding)
 
     # -- headers
 
-    def _header(self, pending: _Pending, name: bytes, value: bytes) -> str:
-        """Note a header that matters here; returns the request id when it is that one. Raises HeadgateError."""
+    def _note(self, head: Head, name: bytes, value: bytes) -> None:
+        """Take what matters here from one header. Raises HeadgateError."""
         if name == b"content-length":
             if len(value) > 20 or int(value) > self.inference.limits.max_body_bytes:
-                pending.close = True
+                head.close = True
                 raise _too_large(self.inference.limits.max_body_bytes)
+            head.length = int(value)
         elif name == b"inference-header-content-length":
-            if pending.header is not None:
+            if head.header is not None:
                 text = "Inference-Header-Content-Length"
                 raise InvalidRequest(f"header {text} stands more than once, at most once is allowed", field=text)
-            pending.header = value.decode("latin-1")
+            head.header = value.decode("latin-1")
         elif name == b"content-encoding":
             text = value.decode("latin-1")
-            pending.encoding = text if pending.encoding is None else f"{pending.encoding}, {text}"
+            head.encoding = text if head.encoding is None else f"{head.encoding}, {text}"
         elif name == b"accept-encoding":
-            pending.coding = compression.choose(value.decode("latin-1"))
-        elif name == b"expect":
-            self.expect_100_continue = value.lower() == b"100-continue"
+            head.coding = compression.choose(value.decode("latin-1"))
         elif name == b"x-request-id":
             text = value.decode("latin-1")
-            return text if REQUEST_ID.fullmatch(text) else ""
-        return ""
+            head.request_id = text if REQUEST_ID.fullmatch(text) else ""
+            head.keep = False
+        elif name == b"expect":
+            head.expects = value.lower() == b"100-continue"
+            head.keep = False
+        elif name == b"transfer-encoding":
+            head.keep = False
+        if name == self.key_header:
+            head.key = value.decode("latin-1")[:256]
 
-    def _find_route(self) -> tuple[str, str | None, str] | None:
-        """(model, version slot, route pattern) of an infer URL; kept for the URLs of known models only."""
+    def _admit(self, head: Head) -> Call | None:
+        """A call in its place among the replies; None when it was refused."""
+        try:
+            call = self.inference.admit(head.target, self, time.monotonic_ns(), head.request_id, head.key)
+        except HeadgateError as error:
+            self._refuse(_Refusal(b"", close=head.close), error, head.request_id or secrets.token_hex(8), head.route)
+            return None
+        call.head = head
+        if head.close:
+            call.close = True
+        self.order.append(call)
+        if len(self.order) >= MAX_PIPELINED:
+            self.flow.pause_reading()
+        return call
+
+    def _find_route(self) -> tuple[tuple[str, str | None], str] | None:
+        """((model, version slot), route pattern) of an infer URL."""
         match = INFER.fullmatch(self.url)
         if match is None:
             return None
-        model, slot = match[1].decode(), match[2].decode() if match[2] else None
+        slot = match[2].decode() if match[2] else None
         pattern = "/v2/models/{model}/versions/{version}/infer" if slot else "/v2/models/{model}/infer"
-        routes = self.gateway.routes
-        if self.gateway.table.knows(model, slot) and len(routes) < MAX_ROUTES:
-            routes[self.url] = (model, slot, pattern)
-        return model, slot, pattern
+        return (match[1].decode(), slot), pattern
 
     def _to_asgi(self) -> None:
         """Hand the request to uvicorn, behind the replies that the fast door still owes."""
@@ -358,53 +406,68 @@ class FastProtocol(HttpToolsProtocol):
 
     def answer(self, call: Call, body: bytes, json_length: int) -> None:
         """See Door."""
-        pending: _Pending = call.place
+        state = self.gateway
+        if state.default_headers is not self.server_state.default_headers:
+            self._join_default_headers()
+        head: Head = call.head
         prediction_id = call.prediction_id
         request_id = call.request_id.encode() if call.request_id else prediction_id
-        dates = self._default_headers()
-        if pending.coding is not None or pending.close:
-            head, body = self._unusual_head(pending, prediction_id, request_id, dates, body, json_length)
-        elif json_length == len(body):
-            head = _OK_JSON % (dates, prediction_id, json_length, request_id)
+        if head.coding is not None or call.close or json_length != len(body):
+            reply = self._unusual(call, head, request_id, body, json_length)
         else:
-            head = _OK_BINARY % (dates, prediction_id, json_length, len(body), request_id)
-        pending.reply = (head + body,) if len(body) < LARGE else (head, body)
-        self.gateway.count(pending.route, 200, call.arrived_ns, request_id)
-        if self.order and self.order[0] is pending:
+            reply = _OK % (state.joined_headers, prediction_id, json_length, request_id, body)
+        state.counters.http[head.answered] += 1
+        if state.settings.access_log:
+            state.log_access(head.route, 200, call.arrived_ns, request_id.decode())
+        order = self.order
+        if len(order) == 1 and not call.close and not self.pipeline and order[0] is call:
+            order.clear()
+            self.transport.write(reply)
+            self.since = self.clock.now
+            return
+        call.reply = reply
+        if order and order[0] is call:
             self._send()
 
     def refuse(self, call: Call, error: HeadgateError) -> None:
         """See Door."""
-        pending: _Pending = call.place
-        if isinstance(error, PayloadTooLarge):
-            pending.close = True
-        self._refuse(pending, error, call.name())
+        head: Head = call.head
+        self._refuse(call, error, call.name(), head.route)
 
-    def _unusual_head(
-        self, pending: _Pending, prediction_id: bytes, request_id: bytes, dates: bytes, body: bytes, json_length: int
-    ) -> tuple[bytes, bytes]:
+    def _unusual(self, call: Call, head: Head, request_id: bytes, body: bytes, json_length: int) -> bytes:
+        """A reply with binary data, under a coding, or the last one of its connection."""
         binary = json_length < len(body)
-        lines = [b"HTTP/1.1 200 OK\r\n", dates, b"headgate-prediction-id: ", prediction_id, b"\r\ncontent-type: "]
-        lines.append(b"application/octet-stream\r\n" if binary else b"application/json\r\n")
+        lines = [b"HTTP/1.1 200 OK\r\n", self.gateway.joined_headers, b"headgate-prediction-id: ", call.prediction_id]
         if binary:
-            lines.append(b"inference-header-content-length: %d\r\n" % json_length)
-        if pending.coding is not None:
-            body = compression.deflate(body, pending.coding)
-            lines.append(b"content-encoding: %b\r\nvary: Accept-Encoding\r\n" % pending.coding.encode())
+            lines.append(b"\r\ncontent-type: application/octet-stream\r\ninference-header-content-length: ")
+            lines.append(b"%d\r\n" % json_length)
+        else:
+            lines.append(b"\r\ncontent-type: application/json\r\n")
+        if head.coding is not None:
+            body = compression.deflate(body, head.coding)
+            lines.append(b"content-encoding: %b\r\nvary: Accept-Encoding\r\n" % head.coding.encode())
         lines.append(b"content-length: %d\r\nx-request-id: %b\r\n" % (len(body), request_id))
-        lines.append(b"connection: close\r\n\r\n" if pending.close else b"\r\n")
-        return b"".join(lines), body
+        lines.append(b"connection: close\r\n\r\n" if call.close else b"\r\n")
+        lines.append(body)
+        return b"".join(lines)
 
-    def _refuse(self, pending: _Pending, error: HeadgateError, request_id: str) -> None:
-        pending.refused = True
-        pending.reply = (self._error(error, request_id, close=pending.close),)
-        self.gateway.count(pending.route, error.status, time.monotonic_ns(), request_id.encode())
-        if self.order and self.order[0] is pending:
+    def _refuse(self, place: Call | _Refusal, error: HeadgateError, request_id: str, route: str) -> None:
+        """Answer with an error, in its turn."""
+        if place is self.call:
+            self.call = None
+        self.gateway.counters.http[route, error.status] += 1
+        if self.gateway.settings.access_log:
+            self.gateway.log_access(route, error.status, time.monotonic_ns(), request_id)
+        place.reply = self._error(error, request_id, close=place.close)
+        if isinstance(place, _Refusal):
+            self.order.append(place)
+        if self.order and self.order[0] is place:
             self._send()
 
     def _error(self, error: HeadgateError, request_id: str, *, close: bool) -> bytes:
         body = orjson.dumps(error.body(request_id))
-        lines = [STATUS_LINE[error.status], self._default_headers()]
+        self._join_default_headers()
+        lines = [STATUS_LINE[error.status], self.gateway.joined_headers]
         lines += [f"{name.lower()}: {value}\r\n".encode("latin-1") for name, value in error.headers.items()]
         lines.append(b"content-length: %d\r\ncontent-type: application/json\r\n" % len(body))
         lines.append(b"x-request-id: %b\r\n" % request_id.encode("latin-1"))
@@ -412,18 +475,16 @@ class FastProtocol(HttpToolsProtocol):
         lines.append(body)
         return b"".join(lines)
 
-    def _too_large(self, pending: _Pending) -> None:
-        self._give_up(pending, _too_large(self.inference.limits.max_body_bytes))
-
-    def _give_up(self, pending: _Pending, error: HeadgateError) -> None:
+    def _give_up(self, error: HeadgateError) -> None:
         """Stop receiving: the rest of the body is not worth reading, so the connection ends with this reply."""
-        pending.close = True
         self.finished = True
         self.chunks = []
-        if pending.call is not None and not pending.refused:
-            self.inference.refuse(pending.call, error)
-        else:
+        call = self.call
+        if call is None:
             self._linger()
+            return
+        call.close = True
+        self.inference.refuse(call, error)
 
     def _linger(self) -> None:
         """Close, but let the client read the reply first: closing on unread data would reset the connection."""
@@ -438,12 +499,10 @@ class FastProtocol(HttpToolsProtocol):
         if self.finished or self.transport.is_closing():
             return
         self.trouble = error
-        pending = self.current
-        if pending is not None and not pending.refused:
-            self._give_up(pending, error)
+        if self.head is not None:
+            self._give_up(error)
             return
         self.finished = True
-        self.gateway.count("_malformed_", error.status, time.monotonic_ns(), b"")
         if self._asgi_is_busy():
             # An ASGI reply is on its way; whatever it is, nothing can follow it.
             if isinstance(error, RequestTimeout):
@@ -451,24 +510,18 @@ class FastProtocol(HttpToolsProtocol):
             else:
                 self.cycle.keep_alive = False
             return
-        last = _Pending("_malformed_", close=True)
-        last.reply = (self._error(error, secrets.token_hex(8), close=True),)
-        self.order.append(last)
-        if self.order[0] is last:
-            self._send()
+        self._refuse(_Refusal(b"", close=True), error, secrets.token_hex(8), "_malformed_")
 
     def _send(self) -> None:
         """Write every reply that is due."""
         transport = self.transport
         order = self.order
         while order and order[0].reply is not None:
-            pending = order.popleft()
-            self.server_state.total_requests += 1
+            place = order.popleft()
             if transport.is_closing():
                 continue
-            for piece in pending.reply or ():
-                transport.write(piece)
-            if pending.close:
+            transport.write(place.reply or b"")
+            if place.close:
                 whole = self.stage == IDLE
                 self.finished = True
                 if whole:
@@ -485,13 +538,11 @@ class FastProtocol(HttpToolsProtocol):
             cycle, app = self.pipeline.pop()
             self._start_asgi_task(cycle, app)
 
-    def _default_headers(self) -> bytes:
+    def _join_default_headers(self) -> None:
         """uvicorn's default headers (the date), joined once for each new list of them."""
         state = self.gateway
-        if state.default_headers is not self.server_state.default_headers:
-            state.default_headers = self.server_state.default_headers
-            state.joined_headers = b"".join(b"%b: %b\r\n" % each for each in state.default_headers)
-        return state.joined_headers
+        state.default_headers = self.server_state.default_headers
+        state.joined_headers = b"".join(b"%b: %b\r\n" % each for each in state.default_headers)
 
 
 def _too_large(max_bytes: int) -> PayloadTooLarge:

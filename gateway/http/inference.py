@@ -40,7 +40,7 @@ async def infer(request: Request) -> Response:
     model, slot = request.path_params["model"], request.path_params.get("version")
     door = _Waiting()
     key = request.headers.get(gateway.settings.client_key_header, "")
-    call = pipeline.admit(model, slot, door, arrived_ns, request_id(request), key)
+    call = pipeline.admit((model, slot), door, arrived_ns, request_id(request), key)
     try:
         header = single_header(request, "Inference-Header-Content-Length")
         body = await read_raw(request, pipeline.limits.max_body_bytes)

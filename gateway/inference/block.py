@@ -61,9 +61,12 @@ class Layout:
 
 
 class Block:
-    """`fill` rows are taken; `held` calls still need theirs. `prefix` begins the ids of its predictions."""
+    """`fill` rows are taken; `held` calls still need theirs; `full` when another block took its place.
 
-    __slots__ = ("arrays", "capacity", "fill", "held", "prefix", "raw")
+    `prefix` begins the ids of its predictions.
+    """
+
+    __slots__ = ("arrays", "capacity", "fill", "full", "held", "prefix", "raw")
 
     def __init__(self, layout: Layout) -> None:
         self.capacity = layout.capacity
@@ -77,6 +80,7 @@ class Block:
         )
         self.fill = 0
         self.held = 0
+        self.full = False
         self.prefix = new_prefix()
 
     def reset(self) -> None:

@@ -31,61 +31,38 @@ class Call:
     """A request in flight. It holds its version loaded until it is `done`; times are monotonic nanoseconds.
 
     After decoding its rows lie in `block` from `row` on; or, where shapes vary, in `arrays` of its own.
-    `place` is the door's own note of where the reply goes. `gone` is True when nobody waits any more: the client
-    left, or the call was answered already.
+    `head`, `reply` and `close` belong to the door: where the reply goes. `gone` is True when nobody waits any more:
+    the client left, or the call was answered already.
     """
 
-    __slots__ = (
-        "arrays",
-        "arrived_ns",
-        "block",
-        "coding",
-        "deadline_ns",
-        "decode_ns",
-        "decoded_ns",
-        "done",
-        "door",
-        "gone",
-        "id",
-        "key",
-        "literal",
-        "outputs",
-        "place",
-        "plan",
-        "prediction_id",
-        "priority",
-        "request_id",
-        "row",
-        "rows",
-        "servable",
-        "timeout_s",
-    )
+    # Most calls never set most of these: a default on the class costs a request nothing.
+    request_id = ""
+    key = ""
+    id = ""
+    prediction_id = b""
+    priority = 1
+    literal = False
+    timeout_s: float | None = None
+    block: Block | None = None
+    arrays: Mapping[str, Array] | None = None
+    row = 0
+    rows = 1
+    outputs: tuple[OutputRequest, ...] = ()
+    plan: ReplyPlan | None = None
+    decode_ns = 0
+    decoded_ns = 0
+    head: Any = None
+    reply: bytes | None = None
+    close = False
+    gone = False
+    done = False
 
-    def __init__(self, servable: Servable, door: Door, arrived_ns: int, request_id: str = "") -> None:
+    def __init__(self, servable: Servable, door: Door, arrived_ns: int, deadline_ns: int) -> None:
         servable.in_flight += 1
         self.servable = servable
         self.door = door
         self.arrived_ns = arrived_ns
-        self.request_id = request_id
-        self.decoded_ns = 0
-        self.decode_ns = 0
-        self.timeout_s: float | None = None
-        self.deadline_ns = 0
-        self.id = ""
-        self.prediction_id = b""
-        self.key = ""
-        self.coding: str | None = None
-        self.block: Block | None = None
-        self.row = 0
-        self.rows = 1
-        self.arrays: Mapping[str, Array] | None = None
-        self.plan: ReplyPlan | None = None
-        self.outputs: tuple[OutputRequest, ...] = ()
-        self.priority = 1
-        self.place: Any = None
-        self.literal = False
-        self.gone = False
-        self.done = False
+        self.deadline_ns = deadline_ns
 
     def name(self) -> str:
         """What the request is called in the log and in errors: the client's id for it, else one of ours."""

@@ -58,23 +58,30 @@ class Pipeline:
 
     # -- in
 
-    def admit(self, model: str, slot: str | None, door: Door, arrived_ns: int, request_id: str, key: str = "") -> Call:
-        """Find the version and take a permit, before the body is read. Raises HeadgateError, counted."""
+    def admit(
+        self, target: tuple[str, str | None], door: Door, arrived_ns: int, request_id: str = "", key: str = ""
+    ) -> Call:
+        """Find the version of a `target` (model, version slot) and take a permit, before the body is read.
+
+        Raises HeadgateError, counted.
+        """
         try:
-            servable = self._table.find(model, slot)
+            servable = self._table.find(*target)
         except HeadgateError as error:
             self._counters.unknown[error.code] += 1
             raise
         engine = self._engines.get(servable) or self._engine(servable)
         try:
             wait_s = engine.wait_s(arrived_ns) if engine.running is not None else 0.0
-            self.admission.admit(model, servable.in_flight, wait_s, key)
+            self.admission.admit(servable.model, servable.in_flight, wait_s, key)
         except HeadgateError as error:
             servable.counters.failed(error.code, time.monotonic_ns() - arrived_ns)
             raise
-        call = Call(servable, door, arrived_ns, request_id)
-        call.key = key
-        call.deadline_ns = arrived_ns + self._default_ns
+        call = Call(servable, door, arrived_ns, arrived_ns + self._default_ns)
+        if request_id:
+            call.request_id = request_id
+        if key:
+            call.key = key
         return call
 
     def submit(self, call: Call, body: bytes, header: str | None, encoding: str | None = None) -> None:
@@ -239,11 +246,7 @@ class Pipeline:
             call.gone = True
             call.door.answer(call, body, length)
         done_ns = time.monotonic_ns()
-        rows = 0
-        for call in part.calls:
-            rows += call.rows
-            self._end(call)
-        encode_ns = (written_ns - outcome.ended_ns) // max(1, len(calls))
+        rows = sum([call.rows for call in part.calls])
         decode = [call.decode_ns for call in calls]
         began_ns = outcome.began_ns
         counters.ran(rows, sum(decode), run_ns, written_ns - outcome.ended_ns, time.time_ns() // 1_000_000)
@@ -251,12 +254,14 @@ class Pipeline:
             decode,
             [began_ns - call.decoded_ns for call in calls],
             run_ns,
-            encode_ns,
+            (written_ns - outcome.ended_ns) // max(1, len(calls)),
             [done_ns - call.arrived_ns for call in calls],
-            sum(call.rows for call in calls),
+            rows if len(calls) == len(part.calls) else sum([call.rows for call in calls]),
         )
         if nonfinite:
             counters.nonfinite(nonfinite)
+        for call in part.calls:
+            self._end(call)
 
     def _failed(self, call: Call, error: Exception) -> None:
         servable = call.servable

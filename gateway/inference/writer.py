@@ -45,6 +45,7 @@ class Writer:
         self._labels = labels
         self._specs = {spec.name: spec for spec in contract.outputs}
         self._plans: dict[tuple[OutputRequest, ...], ReplyPlan] = {}
+        self._forms: dict[tuple[Any, ...], bytes] = {}
         self._heads: dict[tuple[Any, ...], bytes] = {}
         self._front = b'{"model_name":%b,"model_version":"%d","id":' % (orjson.dumps(model), version)
 
@@ -65,9 +66,13 @@ class Writer:
         `arrays` are the outputs `names` of the batch; `first_row` is the block row of their row 0, or None where the
         single call of the batch owns them whole.
         """
+        first = calls[0].plan if calls else None
+        plain = first is not None and not first.binary and not first.special and first.names == names
+        if plain and all(call.plan is first and call.rows == 1 and not call.literal for call in calls):
+            assert first is not None
+            return self._alike(first, calls, arrays, first_row)
         by_name = dict(zip(names, arrays, strict=True))
         texts: dict[str, list[bytes]] = {}
-        lone = len(calls) == 1 and (first_row is None or len(arrays[0]) == calls[0].rows)
         replies: list[tuple[bytes, int]] = []
         nonfinite = 0
         for call in calls:
@@ -76,41 +81,85 @@ class Writer:
             start = 0 if first_row is None else call.row - first_row
             if plan.special or call.literal:
                 body, length, count = self._general(call, plan, by_name, start, whole=first_row is None)
-                nonfinite += count
-                replies.append((body, length))
-                continue
-            call_id = orjson.dumps(call.id) if call.id else b'"%b"' % call.prediction_id
-            parts = [self._front, call_id, b',"parameters":{"prediction_id":"', call.prediction_id, b'"},"outputs":[']
-            blobs: list[bytes] = []
-            for position, output in enumerate(plan.outputs):
-                array = by_name[output.name]
-                shape = array.shape if first_row is None else (call.rows, *array.shape[1:])
-                if output.binary:
-                    own = array if lone else array[start : start + call.rows]
-                    blob = to_binary(own, DATATYPES[plan.specs[position].datatype])
-                    parts.append(self._head(output.name, position, shape, len(blob)))
-                    blobs.append(blob)
-                    continue
-                parts.append(self._head(output.name, position, shape, -1))
-                if lone:
-                    text = _whole(array)
-                else:
-                    rows = texts.get(output.name)
-                    if rows is None:
-                        rows = texts[output.name] = _rows(array)
-                    text = rows[start] if call.rows == 1 else b",".join(rows[start : start + call.rows])
-                if is_float(plan.specs[position].datatype):
-                    nonfinite += text.count(b"null")
-                parts.append(text)
-                parts.append(b"]}")
-            parts.append(b"]}")
-            if blobs:
-                length = sum(map(len, parts))
-                replies.append((b"".join((*parts, *blobs)), length))
             else:
-                body = b"".join(parts)
-                replies.append((body, len(body)))
+                body, length, count = self._plain(call, plan, by_name, texts, None if first_row is None else start)
+            nonfinite += count
+            replies.append((body, length))
         return replies, nonfinite
+
+    def _alike(
+        self, plan: ReplyPlan, calls: Sequence[Call], arrays: Sequence[Array], first_row: int | None
+    ) -> tuple[list[tuple[bytes, int]], int]:
+        """Single rows, all JSON, all outputs in one order: what most batches are. One format a reply."""
+        if first_row is None and any(array.ndim == 0 or len(array) != 1 for array in arrays):
+            call = calls[0]
+            body, length, count = self._plain(call, plan, dict(zip(plan.names, arrays, strict=True)), {}, None)
+            return [(body, length)], count
+        shapes = tuple((1, *array.shape[1:]) for array in arrays)
+        form = self._forms.get((plan.names, shapes)) or self._form(plan, shapes)
+        nonfinite = 0
+        columns: list[list[bytes]] = []
+        for spec, array in zip(plan.specs, arrays, strict=True):
+            rows = _rows(array)
+            if is_float(spec.datatype) and not np.isfinite(array).all():
+                nonfinite += sum([row.count(b"null") for row in rows])
+            columns.append(rows)
+        base = 0 if first_row is None else first_row
+        replies = []
+        for call in calls:
+            row = call.row - base if first_row is not None else 0
+            pid = call.prediction_id
+            call_id = orjson.dumps(call.id) if call.id else b'"%b"' % pid
+            body = form % (call_id, pid, *[column[row] for column in columns])
+            replies.append((body, len(body)))
+        return replies, nonfinite
+
+    def _form(self, plan: ReplyPlan, shapes: tuple[tuple[int, ...], ...]) -> bytes:
+        heads = [
+            self._head(name, at, shape, -1) for at, (name, shape) in enumerate(zip(plan.names, shapes, strict=True))
+        ]
+        escaped = [head.replace(b"%", b"%%") for head in heads]
+        front = self._front.replace(b"%", b"%%")
+        form = front + b'%b,"parameters":{"prediction_id":"%b"},"outputs":[' + b"%b]}".join((*escaped, b"")) + b"]}"
+        if len(self._forms) >= MAX_PLANS:
+            self._forms.clear()
+        self._forms[plan.names, shapes] = form
+        return form
+
+    def _plain(
+        self,
+        call: Call,
+        plan: ReplyPlan,
+        by_name: Mapping[str, Array],
+        texts: dict[str, list[bytes]],
+        start: int | None,
+    ) -> tuple[bytes, int, int]:
+        """One reply, JSON and binary; `start` is its first row in the arrays, None where they are its own."""
+        call_id = orjson.dumps(call.id) if call.id else b'"%b"' % call.prediction_id
+        parts = [self._front, call_id, b',"parameters":{"prediction_id":"', call.prediction_id, b'"},"outputs":[']
+        blobs: list[bytes] = []
+        nonfinite = 0
+        for position, (output, spec) in enumerate(zip(plan.outputs, plan.specs, strict=True)):
+            array = by_name[output.name]
+            shape = array.shape if start is None else (call.rows, *array.shape[1:])
+            if output.binary:
+                blob = to_binary(array if start is None else array[start : start + call.rows], DATATYPES[spec.datatype])
+                parts.append(self._head(output.name, position, shape, len(blob)))
+                blobs.append(blob)
+                continue
+            if start is None:
+                text = _whole(array)
+            else:
+                rows = texts.get(output.name)
+                if rows is None:
+                    rows = texts[output.name] = _rows(array)
+                text = b",".join(rows[start : start + call.rows])
+            if is_float(spec.datatype):
+                nonfinite += text.count(b"null")
+            parts += (self._head(output.name, position, shape, -1), text, b"]}")
+        parts.append(b"]}")
+        text = b"".join(parts)
+        return b"".join((text, *blobs)), len(text), nonfinite
 
     def _head(self, name: str, position: int, shape: tuple[int, ...], blob: int) -> bytes:
         """What stands before an output's values; `blob` is the size of its binary data, -1 for JSON."""

@@ -42,6 +42,8 @@ class Session:
             if is_out_of_memory(str(error)):
                 raise MemoryError from None
             raise LoadRejected(f"onnxruntime refused the model: {first_line(error)}") from None
+        # What `InferenceSession.run` calls once it has looked at its arguments, which are right here by construction.
+        self._run = self._session._sess.run
         self.contract = Contract(
             tuple(_spec(node, unranked) for node in self._session.get_inputs()),
             tuple(_spec(node, unranked) for node in self._session.get_outputs()),
@@ -56,7 +58,7 @@ class Session:
         """Run once; `inputs` as in InferRequest, one array per name of `outputs`. Raises what onnxruntime raises."""
         if self._has_bf16:
             return self._run_bf16(inputs, outputs)
-        return tuple(self._session.run(list(outputs), dict(inputs)))
+        return tuple(self._run(outputs, inputs, None))
 
     def _run_bf16(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> tuple[Array, ...]:
         """numpy has no bfloat16, so the bits go in and out through OrtValues."""

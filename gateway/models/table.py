@@ -52,10 +52,12 @@ class ServingTable:
 
     def __init__(self) -> None:
         self.models: Mapping[str, ModelTable] = {}
+        self._found: dict[tuple[str, str | None], Servable] = {}
 
     def publish(self, models: Mapping[str, ModelTable]) -> None:
         """Make `models` what the next request sees."""
         self.models = models
+        self._found.clear()
 
     def model(self, name: str) -> ModelTable:
         """Raises UnknownModel."""
@@ -86,6 +88,12 @@ class ServingTable:
 
     def find(self, name: str, slot: str | None) -> Servable:
         """As `acquire`, for reading only."""
+        found = self._found.get((name, slot))
+        if found is None:
+            found = self._found[name, slot] = self._find(name, slot)
+        return found
+
+    def _find(self, name: str, slot: str | None) -> Servable:
         model = self.model(name)
         if slot is None:
             servable = model.default()
