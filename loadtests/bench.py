@@ -112,7 +112,8 @@ class Bench:
         server.settle()
         before = server.cpu_s()
         try:
-            ran = wrk.run(server.url + case.path, self._bodies(case), case.connections, seconds, cores, 7 * number)
+            url, file = server.url + case.path, self._bodies(case)
+            ran = wrk.run(url, file, case.connections, seconds, cores, 7 * number, traced=case.traced)
         except wrk.RunFailed as error:
             raise wrk.RunFailed(f"{name}: {error}{'' if server.alive else ' ' + server.last_words()}") from None
         cpu_us = (server.cpu_s() - before) / ran.requests * 1e6

@@ -26,7 +26,8 @@ class Case:
     """One row. `rows` are rows a request, `connections` send in a closed loop; `bodies` different requests take turns.
 
     `measure`: rows per second, the median latency, or the private memory of the worker; for the last two less is
-    better. `batches`: those that onnxruntime alone is tried with, of which the best counts.
+    better. `traced` requests carry a header that differs from one to the next. `batches`: those that onnxruntime
+    alone is tried with, of which the best counts.
     """
 
     key: str
@@ -40,14 +41,16 @@ class Case:
     reach: float | None = None
     bodies: int = 64
     batches: tuple[int, ...] = ()
+    traced: bool = False
 
     @property
     def title(self) -> str:
         """The row's name in tables."""
-        rows = "" if self.rows == 1 else f"{self.rows} rows, "
-        what = {"rate": "rows/s", "p50": "p50", "memory": "memory"}[self.measure]
         form = {"json": "JSON", "binary": "binary"}[self.form]
-        return f"{self.model}, {form}, {rows}c = {self.connections}: {what} against {REFERENCES[self.reference]}"
+        rows = "" if self.rows == 1 else f", {self.rows} rows"
+        traced = ", traced" if self.traced else ""
+        what = {"rate": "", "p50": ", p50", "memory": ", memory"}[self.measure]
+        return f"{self.model}, {form}{rows}{traced}, c = {self.connections}{what}"
 
     @property
     def path(self) -> str:
@@ -78,6 +81,7 @@ CASES = (
         "conv-binary-16", "conv", "binary", 16, "onnxruntime", hold=0.95, reach=0.98, bodies=16, batches=(1, 4, 16),
     ),
     Case("mlp-two-workers", "mlp", "json", 64, "one-worker", hold=1.4, reach=1.55),
+    Case("tiny-json-64-traced", "tiny", "json", 64, traced=True),
     Case("tiny-binary-64", "tiny", "binary", 64),
     Case("trees-json-16-rows", "trees", "json", 64, rows=16),
     Case("flights-json-1", "flights", "json", 1, measure="p50"),

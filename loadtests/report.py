@@ -127,13 +127,10 @@ def replace_between_markers(document: str, text: str) -> str:
 
 def _cells(result: Result) -> tuple[str, ...]:
     case = result.case
-    form = {"json": "JSON", "binary": "binary"}[case.form]
-    rows = "" if case.rows == 1 else f", {case.rows} rows"
-    unit = {"rate": "", "p50": ", p50", "memory": ", memory"}[case.measure]
     ratio = "" if result.ratio is None else f"{result.ratio:.3f}"
     spread = f"{min(result.ratios):.3f}-{max(result.ratios):.3f}" if result.product else ""
     return (
-        f"{case.model}, {form}{rows}, c = {case.connections}{unit}",
+        case.title,
         REFERENCES[case.reference],
         ratio,
         spread,

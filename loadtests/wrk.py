@@ -44,13 +44,24 @@ def installed() -> bool:
     return shutil.which("wrk") is not None
 
 
-def run(url: str, bodies: Path, connections: int, seconds: float, cores: Collection[int], first: int = 0) -> Report:
+def run(
+    url: str,
+    bodies: Path,
+    connections: int,
+    seconds: float,
+    cores: Collection[int],
+    first: int = 0,
+    *,
+    traced: bool = False,
+) -> Report:
     """Load `url` for whole `seconds` with the requests of the file `bodies`, beginning at number `first`.
 
+    `traced` gives every request a header that none had before.
     Raises RunFailed where any request got no reply or one that is not a success.
     """
     command = ["wrk", "--threads", "1", "--connections", str(connections), "--duration", f"{max(1, round(seconds))}s"]
     command += ["--timeout", f"{TIMEOUT_S}s", "--script", str(SCRIPT), url, "--", str(bodies), str(first)]
+    command += ["traced"] if traced else []
     before = _children_cpu_s()
     with pinned(cores):
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
