@@ -20,7 +20,7 @@ from typing import NoReturn
 
 import pytest
 
-FETCH_S = 600
+FETCH_S = 500
 
 
 class FetchFailed(Exception):
@@ -87,5 +87,6 @@ def _pip(python: str, *arguments: str) -> None:
         raise FetchFailed(f"pip was not done after {FETCH_S} s") from None
     if result.returncode:
         said = result.stderr.strip().splitlines() or ["pip failed without a word"]
+        assert "HASHES" not in result.stderr, f"not what was pinned: {result.stderr[-1000:]}"
         errors = [line for line in said if line.startswith("ERROR")]
         raise FetchFailed((errors or said)[-1])
