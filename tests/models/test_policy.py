@@ -56,9 +56,7 @@ def gone(version: int) -> VersionView:
         pytest.param([gone(2)], LATEST, set(), id="not even when it is the only one"),
     ],
 )
-def test_the_rule_says_which_versions_are_wanted(
-    views: list[VersionView], rule: VersionRule, wanted: set[int]
-) -> None:
+def test_the_rule_says_which_versions_are_wanted(views: list[VersionView], rule: VersionRule, wanted: set[int]) -> None:
     assert aspired(views, rule, (), NOBODY) == wanted
 
 
