@@ -6,6 +6,7 @@ import http.client
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from types import TracebackType
@@ -50,7 +51,7 @@ class Lineup:
                 self._missing[name] = str(error)
                 raise NotOffered(str(error)) from None
             if name not in ("echo", "fastapi"):
-                self._wait_ready(self._servers[name])
+                wait_ready(self._servers[name], [path.name for path in self._models.iterdir()])
         return self._servers[name]
 
     def _start(self, name: str) -> Server:
@@ -66,20 +67,6 @@ class Lineup:
         command = serve_command(self._flags, self._models, self._scratch / f"{name}-data", workers)
         return Server(name, command, cores, log)
 
-    def _wait_ready(self, server: Server) -> None:
-        """Wait until every model of the repository is ready."""
-        names = sorted(path.name for path in self._models.iterdir())
-        deadline = time.monotonic() + START_S
-        while names:
-            with closing(http.client.HTTPConnection(*server.address, timeout=10)) as link:
-                link.request("GET", f"/v2/models/{names[-1]}/ready")
-                if link.getresponse().status == 200:
-                    names.pop()
-                    continue
-            if not server.alive or time.monotonic() > deadline:
-                raise RuntimeError(f"{server.name}: model {names[-1]} did not become ready: {server.last_words()}")
-            time.sleep(0.05)
-
     def __enter__(self) -> Lineup:
         return self
 
@@ -89,10 +76,28 @@ class Lineup:
         self._stack.close()
 
 
+def wait_ready(server: Server, models: Sequence[str]) -> None:
+    """Wait until every model answers that it is ready. Raises RuntimeError where one does not."""
+    names = sorted(models)
+    deadline = time.monotonic() + START_S
+    while names:
+        with closing(http.client.HTTPConnection(*server.address, timeout=10)) as link:
+            link.request("GET", f"/v2/models/{names[-1]}/ready")
+            if link.getresponse().status == 200:
+                names.pop()
+                continue
+        if not server.alive or time.monotonic() > deadline:
+            raise RuntimeError(f"{server.name}: model {names[-1]} did not become ready: {server.last_words()}")
+        time.sleep(0.05)
+
+
 def serve_flags() -> str:
-    """The help text of ``headgate serve``: what it can be told."""
+    """The help text of ``headgate serve``: what it can be told. Raises RuntimeError where it cannot be run."""
     command = [sys.executable, "-m", "gateway", "serve", "--help"]
-    return subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT, env=environment()).stdout
+    ran = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment())
+    if ran.returncode:
+        raise RuntimeError(f"headgate cannot be run: {ran.stderr.strip()[-300:]}")
+    return ran.stdout
 
 
 def serve_command(flags: str, models: Path, data: Path, workers: int) -> list[str]:
