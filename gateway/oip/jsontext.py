@@ -1,10 +1,10 @@
 """Strict JSON (RFC 8259), with the two rules that fast parsers leave out: no duplicate keys, bounded depth.
 
 orjson refuses NaN, Infinity, numbers beyond a double, byte-order marks, trailing bytes, invalid UTF-8 and lone
-surrogates, but keeps the last of two equal keys without a word. Counting finds them cheaply: outside of strings every
-colon belongs to one key, so a document without duplicates has exactly as many colons as the parsed value has keys
-plus colons in its strings. Only when the two differ is the document read again, slowly, to name the key. Brackets are
-counted in the same way, to know that no nested value was passed over when the depth was measured.
+surrogates, but keeps the last of two equal keys without a word. Counting finds them cheaply: every colon of a text
+belongs to one key or stands in a string, so a document without duplicates has exactly as many colons, escaped ones
+included, as the parsed value has keys plus colons in its strings. Only a document that has more is read again, slowly,
+to name the key. Brackets are counted in the same way, to know that no nested value escaped the measuring of the depth.
 """
 
 from __future__ import annotations
@@ -29,11 +29,12 @@ def parse_object(text: bytes, max_depth: int) -> dict[str, Any]:
         raise InvalidJSON(_sentence(text, error, max_depth), field="$") from None
     if not isinstance(value, dict):
         raise InvalidJSON(f"the body must be a JSON object, got {kind(value)}", field="$")
-    colons, containers = _survey(value, max_depth)
-    if containers != text.count(b"{") + text.count(b"["):
-        _check_depth(value, max_depth)
-    if colons != text.count(b":") or b"\\u003" in text:
-        _refuse_duplicates(text)
+    wanted = (_colons(text), text.count(b"{") + text.count(b"["))
+    if _survey(value, max_depth, thorough=False) != wanted:
+        colons, _ = _survey(value, max_depth, thorough=True)
+        if colons != wanted[0]:
+            del value  # the second reading takes as much memory
+            raise _duplicate(text)
     return value
 
 
@@ -77,11 +78,20 @@ def _too_deep(max_depth: int) -> str:
     return f"the JSON nests deeper than {max_depth} levels"
 
 
-def _survey(root: dict[str, Any], max_depth: int) -> tuple[int, int]:
-    """Keys and colons in strings of a parsed value, and its lists and objects; bounds the depth on the way.
+def _colons(text: bytes) -> int:
+    """Colons of a JSON text, those that are escaped included."""
+    count = text.count(b":")
+    if b"\\u003" in text:
+        plain = text.replace(b"\\\\", b"")  # of an even run of backslashes none begins an escape
+        count += plain.count(b"\\u003a") + plain.count(b"\\u003A")
+    return count
 
-    A list is taken for numbers by its first element. Where that is wrong the counts come out too small, never too
-    large, so the slow readings decide.
+
+def _survey(root: dict[str, Any], max_depth: int, *, thorough: bool) -> tuple[int, int]:
+    """(keys and colons in strings, lists and objects) of a parsed value; bounds the depth on the way.
+
+    Unless `thorough`, a list is taken for numbers by its first element. Where that is wrong the counts come out too
+    small, never too large.
     """
     count = 0
     containers = 0
@@ -103,7 +113,7 @@ def _survey(root: dict[str, Any], max_depth: int) -> tuple[int, int]:
                         count += member.count(":")
                     elif type(member) in (dict, list):
                         below.append(member)
-            elif value and type(value[0]) not in (int, float):
+            elif value and (thorough or type(value[0]) not in (int, float)):
                 for member in value:
                     if type(member) is str:
                         count += member.count(":")
@@ -111,21 +121,6 @@ def _survey(root: dict[str, Any], max_depth: int) -> tuple[int, int]:
                         below.append(member)
         level = below
     return count, containers
-
-
-def _check_depth(root: dict[str, Any], max_depth: int) -> None:
-    """Bounds the depth of every value, also of those that stand in a list after a number."""
-    level: list[Any] = [root]
-    for _ in range(max_depth):
-        level = [
-            member
-            for value in level
-            for member in (value.values() if type(value) is dict else value)
-            if type(member) in (dict, list)
-        ]
-        if not level:
-            return
-    raise InvalidJSON(_too_deep(max_depth), field="$")
 
 
 class _Twice(dict[str, Any]):
@@ -148,18 +143,28 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return twice
 
 
-def _refuse_duplicates(text: bytes) -> None:
+def _duplicate(text: bytes) -> InvalidJSON:
+    """The refusal of a text in which some object has a key twice: names the first such object."""
     try:
-        root = json.loads(text, object_pairs_hook=_object, parse_int=len, parse_float=len)
+        found = _twice(json.loads(text, object_pairs_hook=_object, parse_int=len, parse_float=len))
     except RecursionError:
-        raise InvalidJSON("the JSON nests too deeply", field="$") from None
-    stack: list[tuple[str, Any]] = [("$", root)]
-    while stack:
-        path, value = stack.pop()
-        if isinstance(value, _Twice):
-            raise InvalidJSON(f"key {quote(value.key)} stands twice in {path}", field=path)
-        if isinstance(value, dict):
-            prefix = "" if path == "$" else f"{path}."
-            stack.extend((f"{prefix}{key[:64]}", member) for key, member in value.items())
-        elif isinstance(value, list):
-            stack.extend((f"{path}[{i}]", member) for i, member in enumerate(value) if isinstance(member, dict | list))
+        return InvalidJSON("the JSON nests too deeply", field="$")
+    assert found is not None, "there are more colons than keys"
+    steps, key = found
+    path = steps.removeprefix(".") or "$"
+    return InvalidJSON(f"key {quote(key)} stands twice in {path}", field=path)
+
+
+def _twice(value: Any) -> tuple[str, str] | None:
+    """The steps to the first object with a key twice, and that key. Spelt on the way back, so as to make one path."""
+    if isinstance(value, _Twice):
+        return "", value.key
+    if isinstance(value, dict):
+        for name, member in value.items():
+            if member and isinstance(member, dict | list) and (found := _twice(member)):
+                return f".{name[:64]}{found[0]}", found[1]
+    else:
+        for index, member in enumerate(value):
+            if member and isinstance(member, dict | list) and (found := _twice(member)):
+                return f"[{index}]{found[0]}", found[1]
+    return None
