@@ -13,7 +13,7 @@ PYTEST  := $(VENV)/bin/python -m pytest -n auto
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help serve test check lint lock prove-image clean
+.PHONY: help serve test check lint bench loadtest lock prove-image clean
 
 help:  ## This list
 	@sed -nE 's/^([a-z-]+):.*  ## (.*)/  make \1 \t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -31,6 +31,12 @@ lint: $(VENV)/.dev  ## ruff and mypy --strict alone
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/mypy --strict
 
+bench: $(VENV)/.dev  ## Measure beside a raw echo, onnxruntime and FastAPI (needs wrk); ARGS=--quick for a look
+	@$(VENV)/bin/python -m loadtests.bench $(ARGS)
+
+loadtest: $(VENV)/.dev  ## Users with think time for a minute, report in reports/; ARGS="--pattern soak --seconds 3600"
+	@$(VENV)/bin/python -m loadtests.users $(ARGS)
+
 lock:  ## Write the lock files anew from pyproject.toml; ARGS=--upgrade moves every pin
 	@PYTHON="$$(PYTHON='$(PYTHON)' scripts/find-python)" scripts/lock $(ARGS)
 
@@ -38,8 +44,8 @@ prove-image:  ## Run the Dockerfile's install and start commands without Docker,
 	@scripts/prove_image.sh
 
 clean:  ## Remove .venv and caches; models and data stay
-	rm -rf $(VENV) .venv-lock .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
-	find gateway tests examples scripts -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -rf $(VENV) .venv-lock .venv-bench .venv-load .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	find gateway loadtests tests examples scripts -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A .venv that was made by hand and works is kept; one that was left half made is made again.
 $(VENV)/.created:
