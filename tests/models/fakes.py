@@ -20,6 +20,7 @@ from gateway.models.wishes import WishBook
 from gateway.telemetry.counters import VersionCounters
 from gateway.types import Contract
 
+DEFAULTS = ModelConfig()
 Verdict = Callable[[str, int], HeadgateError | None]
 
 
@@ -105,7 +106,7 @@ class Lifecycle:
         )
 
     def put(
-        self, *found: int | VersionFiles, model: str = "m", config: ModelConfig | None = ModelConfig(), error: str = ""
+        self, *found: int | VersionFiles, model: str = "m", config: ModelConfig | None = DEFAULTS, error: str = ""
     ) -> None:
         """Make the model's folder hold these versions; a number stands for complete files."""
         files = [files_of(each) if isinstance(each, int) else each for each in found]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.models.config import ModelConfig, parse
@@ -78,14 +78,15 @@ def test_a_wrong_file_is_refused_by_the_name_of_the_key(text: str, words: str) -
     assert "\n" not in str(caught.value)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=100) | st.text(max_size=60).map(str.encode))
 def test_any_bytes_are_read_or_refused(content: bytes) -> None:
+    refusal = ""
     try:
-        config = parse(content)
+        parse(content)
     except ValueError as error:
-        assert str(error).startswith("model.toml")
-    else:
-        assert isinstance(config, ModelConfig)
+        refusal = str(error)
+    assert not refusal or refusal.startswith("model.toml")
 
 
 def test_deep_nesting_is_refused() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.errors import LoadRejected
@@ -94,6 +94,7 @@ def test_a_damaged_manifest_is_refused_in_one_sentence(tmp_path: Path, damaged: 
     assert "\n" not in caught.value.message
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200) | st.text(max_size=50).map(str.encode))
 def test_no_bytes_at_random_pass_for_a_manifest(content: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder, pytest.raises(LoadRejected):
@@ -172,6 +173,7 @@ def test_nothing_else_is(text: str) -> None:
     assert parse_version(text) is None
 
 
+@settings(deadline=None)
 @given(st.text(max_size=40))
 def test_no_text_is_both_a_version_and_an_alias(text: str) -> None:
     assert not (is_alias(text) and parse_version(text) is not None)

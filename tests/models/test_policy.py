@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.models.config import VersionRule
@@ -129,6 +129,7 @@ numbers = st.frozensets(st.integers(1, 8), max_size=3)
 wish_sets = st.builds(Wishes, st.booleans(), numbers, numbers)
 
 
+@settings(deadline=None)
 @given(situations(), rules, numbers, wish_sets, st.randoms())
 def test_the_same_situation_gives_the_same_answer_in_any_order(
     views: list[VersionView], rule: VersionRule, aliased: frozenset[int], wishes: Wishes, random: object
@@ -143,6 +144,7 @@ def test_the_same_situation_gives_the_same_answer_in_any_order(
     assert views == before
 
 
+@settings(deadline=None)
 @given(situations(), rules, numbers, wish_sets)
 def test_the_last_wanted_version_that_serves_is_never_unloaded(
     views: list[VersionView], rule: VersionRule, aliased: frozenset[int], wishes: Wishes
@@ -158,6 +160,7 @@ def test_the_last_wanted_version_that_serves_is_never_unloaded(
         assert not any(view.busy for view in views)
 
 
+@settings(deadline=None)
 @given(situations(), rules, numbers, wish_sets)
 def test_actions_come_to_an_end(
     views: list[VersionView], rule: VersionRule, aliased: frozenset[int], wishes: Wishes
@@ -178,6 +181,7 @@ def apply(view: VersionView, action: Action) -> VersionView:
     return replace(view, serving=False)
 
 
+@settings(deadline=None)
 @given(situations(), st.integers(1, 3), numbers, wish_sets)
 def test_a_failed_newest_version_never_unwants_the_one_before_it(
     views: list[VersionView], count: int, aliased: frozenset[int], wishes: Wishes
@@ -186,6 +190,7 @@ def test_a_failed_newest_version_never_unwants_the_one_before_it(
     assert aspired([*views, failed(9)], rule, aliased, wishes) == aspired(views, rule, aliased, wishes)
 
 
+@settings(deadline=None)
 @given(situations(), st.integers(1, 3), st.sampled_from([new(9), loading(9)]))
 def test_a_version_on_its_way_up_never_unwants_one_that_serves(
     views: list[VersionView], count: int, arriving: VersionView
@@ -196,6 +201,7 @@ def test_a_version_on_its_way_up_never_unwants_one_that_serves(
     assert wanted <= aspired([*views, arriving], rule, (), NOBODY)
 
 
+@settings(deadline=None)
 @given(st.sets(st.integers(1, 8), min_size=1), st.sets(st.integers(1, 8)), st.integers(1, 3))
 def test_in_the_end_the_latest_that_can_be_loaded_serve_and_at_every_moment_one_does(
     present: set[int], bad: set[int], count: int

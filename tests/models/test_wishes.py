@@ -11,7 +11,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.errors import NotReady, SettingError
@@ -135,6 +135,7 @@ def test_the_later_of_model_toml_and_the_api_wins(
 aliases = st.sampled_from(["champion", "challenger", "old"])
 
 
+@settings(deadline=None)
 @given(
     st.dictionaries(aliases, st.integers(1, 5)),
     st.dictionaries(aliases, st.builds(AliasMove, st.none() | st.integers(1, 5), st.none() | st.integers(1, 5))),

@@ -1,0 +1,417 @@
+"""Quarantine with real child processes: a version that crashes, hangs, eats memory or lies fails alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+from onnx import TensorProto
+
+from gateway.errors import HeadgateError, LoadRejected, LoadUnavailable
+from gateway.models.config import ModelConfig
+from gateway.models.loader import QuarantineLoader
+from gateway.models.manifest import sha256
+from gateway.models.options import SessionOptions
+from gateway.models.quarantine import Job, Quarantine, Report
+from gateway.models.source import Source
+from gateway.models.trial import resident_bytes
+from gateway.telemetry.counters import VersionCounters
+from tests.models import bad_models, crafted
+from tests.onnx_models import build, constant_answer, identity
+
+TINY = Path(__file__).parents[2] / "examples" / "tiny"
+ENDLESS = 1 << 62
+MIB = 1 << 20
+
+
+def job_for(folder: Path, *, memory_bytes: int = 256 * MIB, batching: bool = True) -> Job:
+    """A job for a version folder, under its model's name."""
+    version = int(folder.name)
+    return Job(str(folder), folder.parent.name, version, SessionOptions(), 64 * MIB, memory_bytes, batching)
+
+
+def put(tmp_path: Path, model: bytes, golden: Any = None) -> Path:
+    """A bare version folder."""
+    folder = tmp_path / "m" / "1"
+    folder.mkdir(parents=True)
+    (folder / "model.onnx").write_bytes(model)
+    if golden is not None:
+        (folder / "golden.json").write_text(json.dumps(golden))
+    return folder
+
+
+def attempt(folder: Path, timeout_s: float = 30, **options: Any) -> Report:
+    return Quarantine().try_version(job_for(folder, **options), timeout_s)
+
+
+def refusal(folder: Path, timeout_s: float = 30, kind: type[HeadgateError] = LoadRejected, **options: Any) -> str:
+    """The sentence a version is refused with; it names no path of this machine."""
+    with pytest.raises(kind) as caught:
+        attempt(folder, timeout_s, **options)
+    assert type(caught.value) is kind
+    message = caught.value.message
+    assert "\n" not in message
+    assert str(folder.parents[1]) not in message
+    return message
+
+
+def children() -> list[int]:
+    """The child processes of this one, zombies included."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            if parent == os.getpid():
+                found.append(int(entry.name))
+    return found
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def wait_for(reached: Callable[[], Any], timeout_s: float = 20) -> Any:
+    deadline = time.monotonic() + timeout_s
+    while not (found := reached()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return found
+
+
+@pytest.fixture(autouse=True)
+def _no_child_and_no_descriptor_is_left() -> Iterator[None]:
+    before, files = set(children()), len(os.listdir("/proc/self/fd"))
+    yield
+    assert set(children()) <= before
+    assert len(os.listdir("/proc/self/fd")) <= files
+
+
+# A version that passes
+
+
+def test_a_version_that_passes_is_measured() -> None:
+    report = attempt(TINY / "1")
+    assert (report.verified, report.contract.batched) == (True, True)
+    assert report.golden_samples > 0
+    assert report.sha256 == sha256((TINY / "1" / "model.onnx").read_bytes())
+    assert report.size == (TINY / "1" / "model.onnx").stat().st_size
+    assert report.opsets["ai.onnx.ml"] == 3
+    assert report.contract.inputs[0].shape == (-1, 30)
+    assert 0 < report.load_s < 10
+    assert report.run_s is not None
+    assert report.batch_run_s is not None
+    assert 0 < report.run_s < 1
+    assert 0 < report.batch_run_s < 1
+    assert MIB / 10 < report.memory_bytes < 256 * MIB
+    assert report.notes == ()
+
+
+# Crash, hang, hunger
+
+
+@pytest.mark.faults
+def test_a_model_that_crashes_its_process_is_refused_by_the_name_of_the_signal(tmp_path: Path) -> None:
+    assert refusal(put(tmp_path, crafted.crashing())) == "the model crashed the process that tried it (SIGFPE)"
+
+
+@pytest.mark.faults
+def test_a_model_that_hangs_is_given_up_when_its_time_is_over(tmp_path: Path) -> None:
+    folder = put(tmp_path, crafted.looping(ENDLESS))
+    started = time.monotonic()
+    message = refusal(folder, timeout_s=1.5, kind=LoadUnavailable)
+    assert message == "it was not ready within 1.5 s in quarantine"
+    assert time.monotonic() - started < 5
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("at_run_time", [False, True], ids=["in the file", "from the input"])
+def test_a_model_that_eats_memory_is_refused_and_costs_its_parent_nothing(tmp_path: Path, at_run_time: bool) -> None:
+    model = crafted.swelling(4096, at_run_time=at_run_time)
+    assert len(model) < 250
+    folder = put(tmp_path, model)
+    before = resident_bytes()
+    message = refusal(folder)
+    assert message == "it needs more memory than it may take: twice its file and 256 MiB"
+    assert resident_bytes() - before < 20 * MIB
+
+
+@pytest.mark.faults
+def test_hunger_in_a_golden_sample_is_called_hunger_too(tmp_path: Path) -> None:
+    tensor = {"datatype": "FP32", "shape": [1, 4], "data": [0, 0, 0, 0]}
+    golden = {"samples": [{"inputs": [{"name": "x", **tensor}], "outputs": [{"name": "y", **tensor}]}]}
+    assert "more memory" in refusal(put(tmp_path, crafted.swelling(4096, at_run_time=True), golden))
+
+
+def test_a_model_may_take_what_it_is_allowed_and_not_more(tmp_path: Path) -> None:
+    folder = put(tmp_path, crafted.swelling(128, at_run_time=True))
+    assert attempt(folder, memory_bytes=256 * MIB).run_s is not None
+    assert "twice its file and 64 MiB" in refusal(folder, memory_bytes=64 * MIB)
+
+
+@pytest.mark.faults
+def test_the_child_knows_no_secrets_and_a_kill_from_outside_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HEADGATE_ADMIN_KEY", "AWS_SECRET_ACCESS_KEY", "HOME", "SSH_AUTH_SOCK"):
+        monkeypatch.setenv(name, "very-secret")
+    folder = put(tmp_path, crafted.looping(ENDLESS))
+    known = set(children())
+    outcome: list[HeadgateError] = []
+
+    def work() -> None:
+        try:
+            attempt(folder)
+        except HeadgateError as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        (child,) = wait_for(lambda: set(children()) - known)
+        wait_for(lambda: b"gateway.models.trial" in Path(f"/proc/{child}/cmdline").read_bytes())
+        pairs = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
+        assert {pair.partition(b"=")[0] for pair in pairs if pair} <= {
+            b"PATH",
+            b"LC_ALL",
+            b"PYTHONPATH",
+            b"LD_LIBRARY_PATH",
+        }
+        assert not any(b"very-secret" in pair for pair in pairs)
+        assert os.getsid(child) == child
+    finally:
+        os.kill(child, signal.SIGKILL)
+        thread.join(20)
+    assert isinstance(outcome[0], LoadUnavailable)
+    assert outcome[0].message == "the process that tried it was killed from outside"
+
+
+@pytest.mark.faults
+def test_closing_ends_the_trials_of_all_threads_and_lets_no_new_one_begin(tmp_path: Path) -> None:
+    folder = put(tmp_path, crafted.looping(ENDLESS))
+    quarantine = Quarantine()
+    known = set(children())
+    outcomes: list[HeadgateError] = []
+
+    def work() -> None:
+        try:
+            quarantine.try_version(job_for(folder), 60)
+        except HeadgateError as error:
+            outcomes.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    wait_for(lambda: len(set(children()) - known) == 2)
+    quarantine.close()
+    for thread in threads:
+        thread.join(5)
+        assert not thread.is_alive()
+    assert [type(error) for error in outcomes] == [LoadUnavailable, LoadUnavailable]
+    with pytest.raises(LoadUnavailable, match="shutting down"):
+        quarantine.try_version(job_for(folder), 60)
+
+
+@pytest.mark.faults
+def test_a_trial_does_not_outlive_the_process_that_asked_for_it(tmp_path: Path) -> None:
+    folder = put(tmp_path, crafted.looping(ENDLESS))
+    program = (
+        "import sys\n"
+        "from gateway.models.quarantine import Job, Quarantine\n"
+        "from gateway.models.options import SessionOptions\n"
+        "Quarantine().try_version(Job(sys.argv[1], 'm', 1, SessionOptions(), 1 << 20, 1 << 28, True), 60)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", program, str(folder)], cwd=Path(__file__).parents[2]) as parent:
+        listing = Path(f"/proc/{parent.pid}/task/{parent.pid}/children")
+        child = int(wait_for(lambda: listing.read_text().split())[0])
+        # Once it is niced it has also asked to die with its parent.
+        wait_for(lambda: os.getpriority(os.PRIO_PROCESS, child) > 0)
+        parent.kill()
+    wait_for(lambda: not is_alive(child), 5)
+
+
+# Files that are not what they should be
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "golden.json"])
+def test_one_flipped_bit_is_a_digest_mismatch(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "tiny" / "1"
+    shutil.copytree(TINY / "1", folder)
+    content = bytearray((folder / name).read_bytes())
+    content[len(content) // 2] ^= 0x10
+    (folder / name).write_bytes(content)
+    assert refusal(folder) == f"sha256 mismatch: {name} is not the file that its manifest describes"
+
+
+def test_a_version_in_another_place_than_its_manifest_says_is_refused(tmp_path: Path) -> None:
+    shutil.copytree(TINY / "1", tmp_path / "tiny" / "2")
+    assert "is for 'tiny' version 1, but lies in 'tiny' 2" in refusal(tmp_path / "tiny" / "2")
+
+
+def test_a_file_that_the_manifest_lists_and_nobody_needs_is_verified_all_the_same(tmp_path: Path) -> None:
+    folder = tmp_path / "tiny" / "1"
+    shutil.copytree(TINY / "1", folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"]["baseline.json"] = {"size": 2, "sha256": sha256(b"{}")}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    assert refusal(folder) == "baseline.json is missing"
+    (folder / "baseline.json").write_text("[]")
+    assert "sha256 mismatch: baseline.json" in refusal(folder)
+
+
+@pytest.mark.parametrize("damage", [b"", b"not a model", b"\x08\x09", identity()[:40]])
+def test_a_file_that_is_no_model_is_refused(tmp_path: Path, damage: bytes) -> None:
+    assert refusal(put(tmp_path, damage))
+
+
+def test_a_model_that_is_a_link_is_refused(tmp_path: Path) -> None:
+    folder = put(tmp_path, identity())
+    (folder / "model.onnx").rename(tmp_path / "elsewhere")
+    (folder / "model.onnx").symlink_to(tmp_path / "elsewhere")
+    assert "it must be a regular, readable file" in refusal(folder)
+
+
+def test_a_model_over_the_size_limit_is_refused_unread(tmp_path: Path) -> None:
+    folder = put(tmp_path, identity())
+    with open(folder / "model.onnx", "r+b") as file:
+        file.truncate(65 * MIB)
+    assert refusal(folder) == f"model.onnx is {65 * MIB} bytes, at most {64 * MIB} are taken"
+
+
+def test_external_data_is_refused_before_onnxruntime_opens_it(tmp_path: Path) -> None:
+    model = bad_models.model(initializers=[bad_models.external("weights.bin")])
+    folder = put(tmp_path, model.SerializeToString())
+    # Whoever opens this waits for a writer that never comes.
+    os.mkfifo(folder / "weights.bin")
+    message = refusal(folder)
+    assert "'weights'" in message
+    assert "outside the model file" in message
+
+
+# Golden samples
+
+
+def golden_of(expected: float, **more: Any) -> dict[str, Any]:
+    """One sample of a model that answers 1."""
+    x = {"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [0, 0, 0, 0]}
+    y = {"name": "y", "datatype": "FP32", "shape": [1, 4], "data": [1, expected, 1, 1]}
+    return {"samples": [{"inputs": [x], "outputs": [y]}], **more}
+
+
+def test_a_golden_sample_within_tolerance_agrees(tmp_path: Path) -> None:
+    assert attempt(put(tmp_path, constant_answer(1), golden_of(1.00005))).golden_samples == 1
+
+
+def test_a_golden_sample_that_is_off_refuses_the_version_and_says_by_how_much(tmp_path: Path) -> None:
+    message = refusal(put(tmp_path, constant_answer(1), golden_of(1.5)))
+    assert message == "golden sample 0: output 'y' is off by up to 0.5, allowed are atol 1e-05 and rtol 0.0001"
+
+
+def test_the_samples_say_what_is_within_tolerance(tmp_path: Path) -> None:
+    assert attempt(put(tmp_path, constant_answer(1), golden_of(1.5, atol=0.6))).golden_samples == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        pytest.param({"inputs": []}, "golden sample 0 inputs has []", id="no inputs"),
+        pytest.param({"outputs": []}, "golden sample 0 outputs has []", id="no outputs"),
+        pytest.param({"surprise": 1}, "surprise", id="an unknown key"),
+        pytest.param(
+            {"inputs": [{"name": "x", "datatype": "FP64", "shape": [1, 4], "data": [0] * 4}]}, "FP64", id="type"
+        ),
+        pytest.param(
+            {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 3], "data": [0] * 3}]}, "'x'", id="shape"
+        ),
+    ],
+)
+def test_a_sample_that_does_not_fit_the_model_refuses_the_version(
+    tmp_path: Path, change: dict[str, Any], words: str
+) -> None:
+    golden = golden_of(1)
+    golden["samples"][0].update(change)
+    assert words in refusal(put(tmp_path, constant_answer(1), golden))
+
+
+# Batches
+
+
+def test_a_model_whose_rows_do_not_touch_each_other_is_batched(tmp_path: Path) -> None:
+    report = attempt(put(tmp_path, constant_answer(1)))
+    assert report.contract.batched
+    assert report.batch_run_s is not None
+
+
+@pytest.mark.parametrize(
+    ("model", "why"),
+    [
+        pytest.param(identity(dims=(1, 4)), "axis 0 of 'x' is not free", id="a fixed axis"),
+        pytest.param(identity(dims=()), "axis 0 of 'x' is not free", id="scalars"),
+        pytest.param(crafted.mixing_rows(), "row 0 of output 'y' alone is not what it is in a batch", id="softmax"),
+        pytest.param(crafted.averaging_rows(), "axis 0 of 'y' is not free", id="one row for all"),
+        pytest.param(
+            build([onnx.helper.make_node("Constant", [], ["y"], value_float=1.0)], [], [("y", TensorProto.FLOAT, [])]),
+            "axis 0 of 'y' is not free",
+            id="no inputs",
+        ),
+    ],
+)
+def test_a_model_that_cannot_be_batched_passes_with_the_reason(tmp_path: Path, model: bytes, why: str) -> None:
+    report = attempt(put(tmp_path, model))
+    assert not report.contract.batched
+    assert report.batch_run_s is None
+    assert any(note.startswith(f"not batched: {why}") for note in report.notes), report.notes
+
+
+def test_batching_that_is_off_is_not_tried(tmp_path: Path) -> None:
+    report = attempt(put(tmp_path, constant_answer(1)), batching=False)
+    assert not report.contract.batched
+    assert report.notes == ("not batched: batching is off in model.toml",)
+
+
+# The loader around it
+
+
+def loader(**options: Any) -> QuarantineLoader:
+    return QuarantineLoader(
+        timeout_s=30,
+        memory_bytes=256 * MIB,
+        max_model_bytes=64 * MIB,
+        intra_op_threads=1,
+        providers=("CPUExecutionProvider",),
+        **options,
+    )
+
+
+def test_without_a_manifest_a_version_is_unverified_or_where_one_is_required_refused(tmp_path: Path) -> None:
+    put(tmp_path, identity())
+    files = Source(tmp_path, 0).scan()["m"].versions[1]
+    with pytest.raises(LoadRejected, match=r"no manifest\.json, which require_manifest demands"):
+        loader(require_manifest=True).check("m", files, ModelConfig())
+    assert not loader().check("m", files, ModelConfig()).verified
+
+
+def test_a_file_that_is_swapped_after_its_trial_is_not_loaded(tmp_path: Path) -> None:
+    folder = put(tmp_path, constant_answer(1))
+    files = Source(tmp_path, 0).scan()["m"].versions[1]
+    report = loader().check("m", files, ModelConfig())
+    assert loader().load("m", files, ModelConfig(), report, VersionCounters()).version == 1
+    (folder / "model.onnx").write_bytes(constant_answer(2))
+    with pytest.raises(LoadRejected, match=r"model\.onnx changed between quarantine and loading"):
+        loader().load("m", files, ModelConfig(), report, VersionCounters())
