@@ -63,13 +63,13 @@ ROUTES = (
 )
 
 
-def build(gateway: Gateway) -> Starlette:
-    """The ASGI application of a gateway."""
+def build(gateway: Gateway, *, admin: bool = False) -> Starlette:
+    """The ASGI application of a gateway. The admin port has every route but inference."""
     app = Starlette(
-        routes=ROUTES,
+        routes=[route for route in ROUTES if not (admin and route.endpoint is inference.infer)],
         middleware=[
             Middleware(RequestId),
-            Middleware(Access, counts=gateway.counters.http, log_requests=gateway.settings.access_log),
+            Middleware(Access, counters=gateway.counters, log_requests=gateway.settings.access_log),
         ],
         exception_handlers={HeadgateError: _known, HTTPException: _routing, Exception: _unknown},
     )

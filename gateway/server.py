@@ -1,120 +1,186 @@
-"""The server process: a socket, the lifecycle task and uvicorn, started, served and shut down."""
+"""The supervisor: holds the sockets, starts the control process and the workers, replaces what dies or hangs.
+
+It never opens a model and has no event loop. A process that is killed is replaced at once, one that keeps dying
+after growing pauses. When the supervisor itself is killed, the others see the end of a pipe, drain and exit.
+"""
 
 from __future__ import annotations
 
-import asyncio
+import fcntl
 import logging
+import os
+import shutil
 import signal
 import socket
-import sys
 import time
-from types import FrameType
 
-import uvicorn
-import uvloop
-
-from gateway import __version__, app
+from gateway import __version__, host
 from gateway.errors import SettingError
-from gateway.http import fast
 from gateway.settings import Settings
-from gateway.state import Gateway, assemble
 from gateway.telemetry import logs
+from gateway.workers.board import Board, RunFolder
+from gateway.workers.child import STARTUP_FAILURE, Child
 
-log = logging.getLogger("headgate.server")
+log = logging.getLogger("headgate.supervisor")
 
-BACKLOG = 256
-TICK_S = 0.25
+BACKLOG = 1024
+TICK_S = 0.1
+START_S = 60.0
+"""How long a process may take until its first sign of life."""
+
+KILL_AFTER_S = 5.0
+"""How much longer than the drain a process may take to end."""
+
+_SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGHUP}
 
 
-def bind(settings: Settings) -> socket.socket:
-    """The listening socket. Raises SettingError, naming host and port."""
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+def bind(address: str, port: int, what: str) -> socket.socket:
+    """A listening socket. Raises SettingError, naming host and port."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listener.bind((settings.host, settings.port))
+        listener.bind((address, port))
         listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
-        raise SettingError(f"cannot listen on host {settings.host} port {settings.port}: {error.strerror}") from None
-    listener.setblocking(False)
+        raise SettingError(f"cannot listen on {what} {address} port {port}: {error.strerror}") from None
     return listener
 
 
-class _Server(uvicorn.Server):
-    """uvicorn, but readiness goes off at the first signal, and a second one does not wait for requests."""
+class Supervisor:
+    """The processes of one server. `run` blocks until all of them have ended."""
 
-    def __init__(self, config: uvicorn.Config, gateway: Gateway) -> None:
-        super().__init__(config)
-        self._gateway = gateway
+    def __init__(self, settings: Settings, workers: int, data_port: socket.socket, admin_port: socket.socket) -> None:
+        self._settings = settings
+        self._data = str(settings.data.absolute())
+        folder = RunFolder(settings.data.absolute())
+        self._board = Board(folder.board)
+        self._lifeline_read, self._lifeline_write = os.pipe()
+        data_fd, admin_fd = data_port.fileno(), admin_port.fileno()
+        self._sockets = (data_port, admin_port)
+        self._children = [Child(0, "control", "gateway.control.process", admin_fd)]
+        self._children += [
+            Child(slot, f"worker {slot}", "gateway.workers.worker", data_fd) for slot in range(1, workers + 1)
+        ]
+        self._stopping_since: float | None = None
+        self._exit_code = 0
 
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Called by the signal handler: only flags are set here."""
-        if self._gateway.draining:
-            self.force_exit = True
-        self._gateway.draining = True
-        self.should_exit = True
+    def run(self) -> int:
+        """Supervise until told to stop; returns the exit code."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        while True:
+            now = time.monotonic()
+            self._reap(now)
+            if self._stopping_since is None:
+                self._start(now)
+                self._watch(now)
+            elif not any(child.is_alive for child in self._children):
+                return self._exit_code
+            else:
+                self._hurry(now)
+            info = signal.sigtimedwait(_SIGNALS, TICK_S)
+            if info is not None and info.si_signo in (signal.SIGTERM, signal.SIGINT):
+                self._stop(time.monotonic())
+            elif info is not None and info.si_signo == signal.SIGHUP:
+                log.info("signal ignored", extra={"event": "signal-ignored", "signal": "SIGHUP"})
 
+    def _start(self, now: float) -> None:
+        for child in self._children:
+            if not child.is_alive and now >= child.start_at:
+                self._board.clear(child.slot, 0)
+                pid = child.start(self._lifeline_read, self._data, now)
+                self._board.clear(child.slot, pid)
+                facts = {"event": "process-started", "role": child.name, "pid": pid, "restarts": child.restarts}
+                log.info("process started", extra=facts)
 
-async def serve(settings: Settings, listener: socket.socket) -> None:
-    """Serve until SIGTERM or SIGINT, then finish the requests in flight."""
-    gateway = assemble(settings)
-    config = uvicorn.Config(
-        app.build(gateway),
-        http=fast.door(gateway),
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        timeout_graceful_shutdown=max(1, round(settings.drain_s)),
-    )
-    server = _Server(config, gateway)
-    lifecycle = asyncio.create_task(gateway.repository.run())
-    sweeper = asyncio.create_task(_sweep(gateway, server))
-    lifecycle.add_done_callback(lambda task: _lifecycle_ended(task, server))
-    address = listener.getsockname()
-    host = f"[{address[0]}]" if ":" in address[0] else address[0]
-    url = f"http://{host}:{address[1]}"
-    print(f"Headgate {__version__} serves {settings.models} on {url}", file=sys.stdout, flush=True)
-    log.info("started", extra={"event": "started", "url": url, "version": __version__})
-    try:
-        await server.serve([listener])
-    finally:
-        lifecycle.cancel()
-        sweeper.cancel()
-        gateway.close()
-    log.info("stopped", extra={"event": "stopped"})
+    def _reap(self, now: float) -> None:
+        for child in self._children:
+            pid = self._board.pid(child.slot)
+            code = child.reap(now)
+            if code is None:
+                continue
+            self._board.clear(child.slot, 0)
+            facts = {"event": "process-ended", "role": child.name, "pid": pid, "exit_code": code}
+            if self._stopping_since is not None:
+                log.info("process ended", extra=facts)
+                if code != 0:
+                    self._exit_code = 1
+                continue
+            log.error("process ended", extra=facts)
+            if code == STARTUP_FAILURE:
+                self._exit_code = STARTUP_FAILURE
+                self._stop(now)
 
+    def _watch(self, now: float) -> None:
+        """Replace what gives no sign of life."""
+        for child in self._children:
+            if not child.is_alive:
+                continue
+            beat = self._board.last_beat_ns(child.slot) / 1e9
+            silent = now - beat if beat else now - child.started_at - START_S
+            if silent > self._settings.heartbeat_timeout_s:
+                done = child.unhang(now)
+                if done:
+                    facts = {"event": "process-hung", "role": child.name, "silent_s": round(silent, 1)}
+                    log.error(f"hung process {done}", extra=facts)
 
-async def _sweep(gateway: Gateway, server: _Server) -> None:
-    """Set the coarse clock and end connections that take too long, a few times a second."""
-    while True:
-        gateway.clock.now = time.monotonic()
-        for connection in list(server.server_state.connections):
-            if isinstance(connection, fast.FastProtocol):
-                connection.check(gateway.clock.now)
-        await asyncio.sleep(TICK_S)
+    def _stop(self, now: float) -> None:
+        if self._stopping_since is None:
+            log.info("stopping", extra={"event": "stopping"})
+            self._stopping_since = now
+            for listener in self._sockets:
+                listener.close()
+        else:
+            self._stopping_since = now - self._settings.drain_s - KILL_AFTER_S + 1.0
+        for child in self._children:
+            child.send(signal.SIGTERM)
 
-
-def _lifecycle_ended(task: asyncio.Task[None], server: _Server) -> None:
-    """The lifecycle never ends by itself: without it the server would go stale without a word."""
-    if not task.cancelled() and task.exception() is not None:
-        log.critical("lifecycle failed", exc_info=task.exception(), extra={"event": "lifecycle-failed"})
-        server.should_exit = True
+    def _hurry(self, now: float) -> None:
+        since = self._stopping_since
+        if since is not None and now - since > self._settings.drain_s + KILL_AFTER_S:
+            for child in self._children:
+                child.send(signal.SIGKILL)
 
 
 def run(settings: Settings) -> int:
-    """The whole life of the process; returns its exit code."""
+    """Bind, make the run folder, supervise; returns the exit code of the server."""
     logs.configure(settings.log_level)
-    listener = bind(settings)
-    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    workers = settings.workers or max(1, int(host.cores().count))
+    data_port = bind(settings.host, settings.port, "host")
+    admin_port = bind(settings.admin_host, settings.admin_port, "admin_host")
+    folder = RunFolder(settings.data.absolute())
+    lock = _lock(settings)
+    shutil.rmtree(folder.path, ignore_errors=True)
+    folder.path.mkdir(mode=0o700)
+    folder.write_settings(settings)
+    url, admin = (_url(listener) for listener in (data_port, admin_port))
+    print(f"Headgate {__version__} serves {settings.models} on {url}", flush=True)
+    facts = {"event": "started", "url": url, "admin": admin, "workers": workers, "version": __version__}
+    log.info("started", extra=facts)
     try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(serve(settings, listener))
-    except KeyboardInterrupt:
-        pass
+        return Supervisor(settings, workers, data_port, admin_port).run()
     finally:
-        listener.close()
-    return 0
+        log.info("stopped", extra={"event": "stopped"})
+        os.close(lock)
+
+
+def _lock(settings: Settings) -> int:
+    """Hold the data folder: two servers in one would overwrite each other's files. Raises SettingError."""
+    try:
+        settings.data.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(settings.data / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise SettingError(f"data: {str(settings.data)!r} cannot be written ({error.strerror})") from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise SettingError(f"data: {str(settings.data)!r} is in use by another server") from None
+    return descriptor
+
+
+def _url(listener: socket.socket) -> str:
+    address = listener.getsockname()
+    name = f"[{address[0]}]" if ":" in address[0] else address[0]
+    return f"http://{name}:{address[1]}"

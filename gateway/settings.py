@@ -207,6 +207,14 @@ class Settings:
     data: Path = _row(Path("data"), "Serving", folder(), "Folder for what Headgate itself writes and must find again.")
     host: str = _row("127.0.0.1", "Serving", listening_host(), "Address to listen on; `0.0.0.0` is every interface.")
     port: int = _row(8080, "Serving", whole(0, 65535), "Port of the data plane; 0 takes any free one and logs which.")
+    admin_host: str = _row("127.0.0.1", "Serving", listening_host(), "Address of the admin port.")
+    admin_port: int = _row(
+        8081, "Serving", whole(0, 65535), "Port of the control process, for operators; 0 takes any free one.")
+    workers: int = _row(
+        0, "Serving", whole(0, 64), "Processes that serve on one port. 0 is one for each usable core.")
+    heartbeat_timeout_s: float = _row(
+        10.0, "Serving", seconds(1, 3600),
+        "How long the event loop of a process may stand still before the process is replaced.")
     drain_s: float = _row(
         25.0, "Serving", seconds(0, 3600),
         "How long a shutdown waits for requests in flight. Keep it below the time after which the process manager "

@@ -1,12 +1,12 @@
-"""Gateway: the parts of a running server, put together once and frozen."""
+"""Gateway: the parts that endpoints need, put together once and frozen; and the parts that processes share."""
 
 from __future__ import annotations
 
 import logging
 import time
-from concurrent.futures import Executor, ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from prometheus_client import CollectorRegistry
 from starlette.requests import Request
@@ -15,19 +15,36 @@ from gateway import host
 from gateway.inference.admission import Quotas
 from gateway.inference.pipeline import Pipeline
 from gateway.models.loader import QuarantineLoader
-from gateway.models.manager import Manager
-from gateway.models.repository import Repository
-from gateway.models.source import Source
 from gateway.models.table import ServingTable
-from gateway.models.wishes import WishBook
 from gateway.oip.limits import Limits
 from gateway.settings import Settings
 from gateway.telemetry import metrics
+from gateway.telemetry.store import CounterStore, Snapshot
 
 if TYPE_CHECKING:
     from gateway.http.fast import Head
 
 access = logging.getLogger("headgate.access")
+
+
+class RepositoryAPI(Protocol):
+    """What can be asked of the lifecycle; see models.repository.Repository."""
+
+    async def load(self, name: str, version: int | None = None) -> None:
+        """Load a model or one version of it."""
+        ...
+
+    async def reload(self, name: str, version: int | None = None) -> None:
+        """Load it anew."""
+        ...
+
+    async def unload(self, name: str, version: int | None = None) -> None:
+        """Unload it."""
+        ...
+
+    async def move_alias(self, name: str, alias: str, version: int | None) -> None:
+        """Move an alias, or remove it."""
+        ...
 
 
 @dataclass(slots=True)
@@ -53,17 +70,21 @@ class ConnectionLimits:
 
 @dataclass(slots=True)
 class Gateway:
-    """Everything that endpoints need. `draining` turns true once, when the server is told to stop."""
+    """Everything that endpoints need. `settled` tells whether every wanted version is ready or has failed.
+
+    `draining` turns true once, when the process is told to stop. `read_counters` sums those of all processes.
+    """
 
     settings: Settings
     table: ServingTable
-    repository: Repository
+    repository: RepositoryAPI
+    settled: Callable[[], bool]
     pipeline: Pipeline
-    counters: metrics.Counters
+    counters: CounterStore
+    read_counters: Callable[[], Snapshot]
     registry: CollectorRegistry
-    lifecycle: Executor
-    clock: CoarseClock
     connection_limits: ConnectionLimits
+    clock: CoarseClock = field(default_factory=CoarseClock)
     draining: bool = False
     heads: dict[bytes, Head] = field(default_factory=dict)
     default_headers: list[tuple[bytes, bytes]] | None = None
@@ -75,35 +96,16 @@ class Gateway:
         facts = {"request_id": request_id, "method": "POST", "route": route, "status": status, "ms": ms}
         access.info("request", extra={"event": "request", **facts})
 
-    def close(self) -> None:
-        """Give the threads back; work that did not begin is dropped."""
-        self.lifecycle.shutdown(wait=False, cancel_futures=True)
-        self.pipeline.close()
 
-
-def assemble(settings: Settings) -> Gateway:
-    """Put a gateway together from its settings; nothing is read or started yet."""
-    cores = host.cores()
-    counters = metrics.Counters()
-    table = ServingTable()
-    lifecycle = ThreadPoolExecutor(2, thread_name_prefix="lifecycle")
-    loader = QuarantineLoader(
-        timeout_s=settings.quarantine_timeout_s,
-        memory_bytes=settings.quarantine_memory_bytes,
-        max_model_bytes=settings.max_model_bytes,
-        intra_op_threads=host.intra_op_threads(cores.count, 1, 1, settings.intra_op_threads),
-        providers=settings.providers,
-        require_manifest=settings.require_manifest,
-    )
-    manager = Manager(
-        Source(settings.models, settings.quiet_s),
-        loader,
-        table,
-        WishBook(settings.data / "wishes.json"),
-        lifecycle,
-        counters.of,
-        settings.poll_s,
-    )
+def assemble(
+    settings: Settings,
+    table: ServingTable,
+    repository: RepositoryAPI,
+    settled: Callable[[], bool],
+    counters: CounterStore,
+    read_counters: Callable[[], Snapshot],
+) -> Gateway:
+    """Put a gateway together; nothing is read or started yet."""
     limits = Limits(
         max_body_bytes=settings.max_body_bytes,
         max_tensors=settings.max_tensors,
@@ -117,28 +119,43 @@ def assemble(settings: Settings) -> Gateway:
         settings.max_in_flight_per_client,
         settings.max_wait_s,
     )
-    pipeline = Pipeline(table, counters, limits, quotas, settings.default_deadline_s, settings.max_deadline_s)
-    registry = metrics.registry(counters, lambda: table.models)
-    connection_limits = ConnectionLimits(
-        settings.header_timeout_s,
-        settings.body_timeout_s,
-        settings.idle_timeout_s,
-        settings.write_timeout_s,
-        settings.max_header_bytes,
-        settings.max_headers,
-        settings.max_url_bytes,
-        settings.max_chunks,
-    )
     return Gateway(
-        settings,
-        table,
-        Repository(manager),
-        pipeline,
-        counters,
-        registry,
-        lifecycle,
-        CoarseClock(),
-        connection_limits,
+        settings=settings,
+        table=table,
+        repository=repository,
+        settled=settled,
+        pipeline=Pipeline(table, counters, limits, quotas, settings.default_deadline_s, settings.max_deadline_s),
+        counters=counters,
+        read_counters=read_counters,
+        registry=metrics.registry(read_counters, lambda: table.models),
+        connection_limits=ConnectionLimits(
+            settings.header_timeout_s,
+            settings.body_timeout_s,
+            settings.idle_timeout_s,
+            settings.write_timeout_s,
+            settings.max_header_bytes,
+            settings.max_headers,
+            settings.max_url_bytes,
+            settings.max_chunks,
+        ),
+    )
+
+
+def worker_count(settings: Settings) -> int:
+    """Worker processes: the setting, or one for each usable core."""
+    return settings.workers or max(1, int(host.cores().count))
+
+
+def loader_for(settings: Settings) -> QuarantineLoader:
+    """The loader of any process of this server; cores are divided over the workers."""
+    threads = host.intra_op_threads(host.cores().count, 1, worker_count(settings), settings.intra_op_threads)
+    return QuarantineLoader(
+        timeout_s=settings.quarantine_timeout_s,
+        memory_bytes=settings.quarantine_memory_bytes,
+        max_model_bytes=settings.max_model_bytes,
+        intra_op_threads=threads,
+        providers=settings.providers,
+        require_manifest=settings.require_manifest,
     )
 
 

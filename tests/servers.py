@@ -36,7 +36,7 @@ class Server:
                         "--data",
                         str(scratch / "data"),
                     ),
-                    *("--port", "0", "--poll-s", "0.2", *options),
+                    *("--port", "0", "--admin-port", "0", "--workers", "1", "--poll-s", "0.2", *options),
                 ],
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -55,6 +55,16 @@ class Server:
             self.process.wait()
             raise AssertionError(f"the server did not start: {line!r}\n{self._log_path.read_text()[-4000:]}")
         return line.strip().rpartition(" on ")[2]
+
+    @property
+    def admin_url(self) -> str:
+        """Where the control process answers."""
+        return str(next(line["admin"] for line in self.log() if line["event"] == "started"))
+
+    def pid(self, role: str) -> int:
+        """The pid of the process that has a role now: control, worker 1 ..."""
+        started = [line for line in self.log() if line["event"] == "process-started" and line["role"] == role]
+        return int(started[-1]["pid"])
 
     @property
     def address(self) -> str:

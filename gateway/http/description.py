@@ -34,7 +34,7 @@ async def ready(request: Request) -> Response:
     reason = ""
     if gateway.draining:
         reason = "the server is shutting down"
-    elif not gateway.repository.settled:
+    elif not gateway.settled():
         reason = "models are loading"
     elif troubles and len(troubles) == len(gateway.table.models):
         reason = "no model is ready"
@@ -123,8 +123,12 @@ async def stats(request: Request) -> Response:
         found = [servable for _, servable in sorted(table.model(name).ready.items())]
     else:
         found = [table.find(name, slot)]
+    counters = gateway_of(request).read_counters()
     rows = [
-        documents.model_statistics(each.model, each.version, each.counters, each.report.memory_bytes) for each in found
+        documents.model_statistics(
+            each.model, each.version, counters.version(each.model, each.version), each.report.memory_bytes
+        )
+        for each in found
     ]
     return json_response({"model_stats": rows})
 

@@ -65,8 +65,8 @@ class _Busy:
 class Head:
     """What the headers of an infer request say. A head that was seen before is not parsed again.
 
-    `target` is (model, version slot); `length` the announced body, -1 where it is chunked. `keep` is False where the
-    bytes of the head will hardly come again.
+    `target` is (model, version slot); `answered` the cell that counts its replies; `length` the announced body, -1
+    where it is chunked. `keep` is False where the bytes of the head will hardly come again.
     """
 
     __slots__ = (
@@ -84,10 +84,10 @@ class Head:
         "target",
     )
 
-    def __init__(self, target: tuple[str, str | None], route: str, *, close: bool) -> None:
+    def __init__(self, target: tuple[str, str | None], route: str, answered: int, *, close: bool) -> None:
         self.target = target
         self.route = route
-        self.answered = (route, 200)
+        self.answered = answered
         self.close = close
         self.keep = not close
         self.expects = False
@@ -282,7 +282,7 @@ class FastProtocol(HttpToolsProtocol):
             self._to_asgi()
             return
         keep_alive = self.parser.should_keep_alive() and self.parser.get_http_version() == "1.1"
-        head = self.head = Head(*route, close=not keep_alive)
+        head = self.head = Head(*route, self.gateway.counters.cell("http", route[1], "200"), close=not keep_alive)
         self.chunks = []
         self.chunk_count = self.body_bytes = 0
         try:
@@ -416,7 +416,7 @@ class FastProtocol(HttpToolsProtocol):
             reply = self._unusual(call, head, request_id, body, json_length)
         else:
             reply = _OK % (state.joined_headers, prediction_id, json_length, request_id, body)
-        state.counters.http[head.answered] += 1
+        state.counters.cells[head.answered] += 1
         if state.settings.access_log:
             state.log_access(head.route, 200, call.arrived_ns, request_id.decode())
         order = self.order
@@ -455,7 +455,7 @@ class FastProtocol(HttpToolsProtocol):
         """Answer with an error, in its turn."""
         if place is self.call:
             self.call = None
-        self.gateway.counters.http[route, error.status] += 1
+        self.gateway.counters.count("http", route, str(error.status))
         if self.gateway.settings.access_log:
             self.gateway.log_access(route, error.status, time.monotonic_ns(), request_id)
         place.reply = self._error(error, request_id, close=place.close)

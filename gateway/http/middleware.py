@@ -6,10 +6,11 @@ import logging
 import re
 import secrets
 import time
-from collections import Counter
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from gateway.telemetry.store import CounterStore
 
 log = logging.getLogger("headgate.access")
 
@@ -49,9 +50,9 @@ class Access:
     The route is the pattern that matched, never the path: a client cannot make new label values.
     """
 
-    def __init__(self, app: ASGIApp, counts: Counter[tuple[str, int]], log_requests: bool) -> None:
+    def __init__(self, app: ASGIApp, counters: CounterStore, log_requests: bool) -> None:
         self.app = app
-        self.counts = counts
+        self.counters = counters
         self.log_requests = log_requests
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -72,7 +73,7 @@ class Access:
             await self.app(scope, receive, send_and_note)
         finally:
             route = getattr(scope.get("route"), "path", "_unmatched_")
-            self.counts[route, status] += 1
+            self.counters.count("http", route, str(status))
             if self.log_requests:
                 facts = {
                     "request_id": scope["state"]["request_id"],

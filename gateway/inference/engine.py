@@ -14,7 +14,6 @@ from gateway.inference.cost import Cost
 from gateway.inference.reader import Reader
 from gateway.inference.writer import Writer
 from gateway.models.servable import Servable
-from gateway.models.trial import BATCH_ROWS
 from gateway.oip.limits import Limits
 from gateway.types import Array
 
@@ -42,13 +41,16 @@ class Engine:
 
     def __init__(self, servable: Servable, limits: Limits) -> None:
         config, report = servable.config, servable.report
+        if servable.session is None:
+            raise ValueError(f"{servable.model} version {servable.version} is not loaded in this process")
         self.servable = servable
+        self._session = servable.session
         self.reader = Reader(
             servable.contract, limits, servable.model, refuse_nonfinite=config.nonfinite_inputs == "refuse"
         )
         self.writer = Writer(servable.model, servable.version, servable.contract, servable.labels)
         self.batcher = Batcher()
-        self.cost = Cost(report.run_s, report.batch_run_s, BATCH_ROWS)
+        self.cost = Cost(report.run_s, report.batch_run_s, report.batch_rows)
         self.max_rows = max(1, servable.max_batch_rows)
         self.joins = servable.contract.batched
         self.scheduled = False
@@ -104,7 +106,7 @@ class Engine:
         if self.joins and batch.rows > self.max_rows:
             arrays = self._pieces(feed, names, batch.rows)
         else:
-            arrays = self.servable.session.run(feed, names)
+            arrays = self._session.run(feed, names)
         if len(batch.calls) > 1 and any(array.ndim == 0 or len(array) != batch.rows for array in arrays):
             # Quarantine saw one row out for one row in; these rows are different, so they run alone.
             self.joins = False
@@ -125,7 +127,7 @@ class Engine:
         results = []
         for start in range(0, rows, self.max_rows):
             piece = {name: array[start : start + self.max_rows] for name, array in feed.items()}
-            results.append(self.servable.session.run(piece, names))
+            results.append(self._session.run(piece, names))
         return tuple(np.concatenate(column) for column in zip(*results, strict=True))
 
 

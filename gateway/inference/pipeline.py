@@ -23,7 +23,7 @@ from gateway.models.servable import Servable
 from gateway.models.table import ServingTable
 from gateway.oip import compression
 from gateway.oip.limits import Limits
-from gateway.telemetry.metrics import Counters
+from gateway.telemetry.store import CounterStore
 
 log = logging.getLogger("headgate.inference")
 
@@ -40,7 +40,7 @@ class Pipeline:
     def __init__(
         self,
         table: ServingTable,
-        counters: Counters,
+        counters: CounterStore,
         limits: Limits,
         quotas: Quotas,
         default_deadline_s: float,
@@ -68,7 +68,7 @@ class Pipeline:
         try:
             servable = self._table.find(*target)
         except HeadgateError as error:
-            self._counters.unknown[error.code] += 1
+            self._counters.count("unknown", error.code)
             raise
         engine = self._engines.get(servable) or self._engine(servable)
         try:
@@ -142,6 +142,11 @@ class Pipeline:
             engine = self._engines.pop(servable, None)
             if engine is not None:
                 engine.close()
+
+    def tick(self) -> None:
+        """Set the gauges; called every so often."""
+        for servable, engine in self._engines.items():
+            servable.counters.gauge(servable.in_flight, int(engine.cost.a * 1e9), int(engine.cost.b * 1e9))
 
     def engines(self) -> list[Engine]:
         """Every engine, for metrics."""

@@ -8,7 +8,7 @@ is given to an executor and collected by a later step.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -115,6 +115,15 @@ class Manager:
         self._poll_s = poll_s
         self._scan: Future[dict[str, ModelFolder]] | None = None
         self._next_scan = 0.0
+
+    def adopt(
+        self, name: str, config: ModelConfig, aliases: Mapping[str, int], loaded: Mapping[VersionFiles, Servable]
+    ) -> None:
+        """Take over a model that serves already, as another process left it; nothing is loaded anew."""
+        entry = self.entries.setdefault(name, Entry(name, config, aliases=dict(aliases)))
+        for files, servable in loaded.items():
+            record = Record(files.version, files=files, servable=servable, served=entry.identity(files))
+            entry.records[files.version] = record
 
     def scan_soon(self) -> int:
         """Look at the source at the next step; returns the number that `scans` has when that look is done."""
@@ -317,8 +326,7 @@ class Manager:
         if record.attempt is not None:
             return "LOADING", "in quarantine" if record.attempt.report is None else "passed quarantine"
         if record.draining:
-            held = sum(servable.in_flight for servable in record.draining)
-            return "UNLOADING", f"{held} requests in flight"
+            return "UNLOADING", "its last requests are being answered"
         if because:
             return "UNAVAILABLE", because
         if entry.error:
@@ -340,7 +348,7 @@ def _empty(record: Record) -> bool:
 
 def _gone(servable: Servable) -> bool:
     """A drained servable is forgotten; the session is freed with its last reference."""
-    if servable.in_flight:
+    if servable.is_held:
         return False
     who = {"model": servable.model, "version": servable.version}
     log.info("version released", extra={"event": "version-released", **who})

@@ -38,7 +38,7 @@ class Report(msgspec.Struct, frozen=True):
     """What quarantine found out about a version that passed.
 
     `sha256` is of the very bytes that were tried, `memory_bytes` the resident growth of the child by loading and
-    running, `run_s` the median of single runs, `batch_run_s` of runs with `BATCH_ROWS` rows (None: not batched).
+    running, `run_s` the median of single runs, `batch_run_s` of runs with `batch_rows` rows (None: not batched).
     """
 
     contract: Contract
@@ -54,6 +54,7 @@ class Report(msgspec.Struct, frozen=True):
     golden_samples: int
     unranked: tuple[str, ...]
     notes: tuple[str, ...]
+    batch_rows: int = 0
 
 
 class Verdict(msgspec.Struct, frozen=True):

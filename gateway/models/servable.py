@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from gateway.models.config import ModelConfig
 from gateway.models.manifest import Lineage
 from gateway.models.quarantine import Report
-from gateway.models.session import Session
 from gateway.telemetry.counters import VersionCounters
 from gateway.types import Contract
 
+if TYPE_CHECKING:
+    from gateway.models.session import Session
+
 
 class Servable:
-    """One incarnation of a version, loaded. `in_flight` counts the requests that hold it; only the loop changes it."""
+    """One incarnation of a version, loaded. `in_flight` counts the requests that hold it; only the loop changes it.
+
+    `session` is None where other processes have it loaded and this one only speaks of it.
+    """
 
     def __init__(
         self,
         model: str,
         version: int,
-        session: Session,
+        session: Session | None,
         config: ModelConfig,
         report: Report,
         lineage: Lineage,
@@ -34,6 +40,11 @@ class Servable:
         self.counters = counters
         self.in_flight = 0
         self.labels = {name: rule.labels for name, rule in config.outputs.items() if rule.labels}
+
+    @property
+    def is_held(self) -> bool:
+        """True while a request needs it."""
+        return self.in_flight > 0
 
     @property
     def contract(self) -> Contract:

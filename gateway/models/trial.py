@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -48,13 +49,14 @@ def attempt(job: Job, limit_memory: Callable[[int], None] = lambda size: None) -
     feeds = _check_golden(session, golden) if golden else []
     feed = feeds[0] if feeds else made_up(contract)
     run_s = _warm_up(session, feed, required=bool(feeds), notes=notes)
-    batch_s = None
-    if run_s is not None:
-        batch_s, why_not = _check_batch(session, feeds) if job.batching else (None, "batching is off in model.toml")
-        if why_not:
-            notes.append(f"not batched: {why_not}")
+    batch: _Batch | str = "" if job.batching else "batching is off in model.toml"
+    if run_s is not None and job.batching:
+        batch = _check_batch(session, feeds)
+    if isinstance(batch, str) and batch:
+        notes.append(f"not batched: {batch}")
+    batched = isinstance(batch, _Batch)
     return Report(
-        contract=Contract(contract.inputs, contract.outputs, batched=batch_s is not None),
+        contract=Contract(contract.inputs, contract.outputs, batched=batched),
         sha256=sha256(model),
         size=len(model),
         verified=verified,
@@ -63,10 +65,11 @@ def attempt(job: Job, limit_memory: Callable[[int], None] = lambda size: None) -
         memory_bytes=max(0, resident_bytes() - before),
         load_s=load_s,
         run_s=run_s,
-        batch_run_s=batch_s,
+        batch_run_s=batch.seconds if isinstance(batch, _Batch) else None,
         golden_samples=len(feeds),
         unranked=unranked,
         notes=tuple(notes),
+        batch_rows=batch.rows if isinstance(batch, _Batch) else 0,
     )
 
 
@@ -157,14 +160,21 @@ def _median_run_s(session: Session, feed: Mapping[str, Array], names: list[str])
     return float(np.median(times))
 
 
-def _check_batch(session: Session, feeds: list[dict[str, Array]]) -> tuple[float | None, str]:
-    """(seconds of a batch run, "") where axis 0 is a batch axis, else (None, why not)."""
+class _Batch(NamedTuple):
+    """A batch that gave the same rows as its rows alone, and the median seconds of its run."""
+
+    rows: int
+    seconds: float
+
+
+def _check_batch(session: Session, feeds: list[dict[str, Array]]) -> _Batch | str:
+    """The time of a batch where axis 0 is a batch axis, else why it is not."""
     contract = session.contract
     for spec in (*contract.inputs, *contract.outputs):
         if not spec.shape or spec.shape[0] != -1:
-            return None, f"axis 0 of {spec.name!r} is not free"
+            return f"axis 0 of {spec.name!r} is not free"
     if not contract.inputs:
-        return None, "the model has no inputs"
+        return "the model has no inputs"
     batch = _stack(feeds, contract.inputs) or made_up(contract, BATCH_ROWS, seed=1)
     rows = len(next(iter(batch.values())))
     names = [spec.name for spec in contract.outputs]
@@ -174,15 +184,15 @@ def _check_batch(session: Session, feeds: list[dict[str, Array]]) -> tuple[float
         alone = [session.run({k: v[i : i + 1] for k, v in batch.items()}, names) for i in range(rows)]
         batch_s = _median_run_s(session, batch, names)
     except Exception as error:
-        return None, f"a batch of {rows} rows failed ({first_line(error, 120)})"
+        return f"a batch of {rows} rows failed ({first_line(error, 120)})"
     for index, name in enumerate(names):
         if together[index].ndim == 0 or together[index].shape[0] != rows:
-            return None, f"output {name!r} of a batch of {rows} has shape {list(together[index].shape)}"
+            return f"output {name!r} of a batch of {rows} has shape {list(together[index].shape)}"
         for row in range(rows):
             wrong = difference(alone[row][index], together[index][row : row + 1], golden)
             if wrong:
-                return None, f"row {row} of output {name!r} alone is not what it is in a batch: {wrong}"
-    return batch_s, ""
+                return f"row {row} of output {name!r} alone is not what it is in a batch: {wrong}"
+    return _Batch(rows, batch_s)
 
 
 def _stack(feeds: list[dict[str, Array]], specs: tuple[TensorSpec, ...]) -> dict[str, Array] | None:

@@ -58,8 +58,11 @@ _OUTCOME_AT = {name: index for index, name in enumerate(OUTCOMES)}
 _PHASE_AT = {name: len(OUTCOMES) + index * _WIDTH for index, name in enumerate(PHASES)}
 _ROWS = len(OUTCOMES) + len(PHASES) * _WIDTH
 _RUNS, _FAIL_NS, _LAST_MS, _NONFINITE = _ROWS + 1, _ROWS + 2, _ROWS + 3, _ROWS + 4
-_BATCHES = _ROWS + 5
+_IN_FLIGHT, _COST_ROW_NS, _COST_FIXED_NS = _ROWS + 5, _ROWS + 6, _ROWS + 7
+_BATCHES = _ROWS + 8
 CELLS = _BATCHES + (MAX_BATCH + 1) * 4
+GAUGES = [_LAST_MS, _COST_ROW_NS, _COST_FIXED_NS]
+"""Cells of which the largest counts, not the sum, where several processes serve a version."""
 
 
 class Histogram(NamedTuple):
@@ -135,6 +138,22 @@ class VersionCounters:
     def nonfinite(self, count: int) -> None:
         """Output values that were NaN or infinite and travelled as JSON."""
         self._cells[_NONFINITE] += count
+
+    def gauge(self, in_flight: int, cost_row_ns: int, cost_fixed_ns: int) -> None:
+        """What holds now: requests in flight, and the learned cost of a run in nanoseconds."""
+        self._cells[_IN_FLIGHT] = in_flight
+        self._cells[_COST_ROW_NS] = cost_row_ns
+        self._cells[_COST_FIXED_NS] = cost_fixed_ns
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that are being answered."""
+        return self._cells[_IN_FLIGHT]
+
+    @property
+    def cost_ns(self) -> tuple[int, int]:
+        """Learned nanoseconds of a run: for each row, and besides."""
+        return self._cells[_COST_ROW_NS], self._cells[_COST_FIXED_NS]
 
     def outcome(self, name: str) -> int:
         """Requests that came to this outcome."""

@@ -1,0 +1,96 @@
+"""The control process: the lifecycle of all models, the serving plan, the orders of workers, the admin port."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+from gateway import app, state
+from gateway.control.fleet import Fleet, FleetLoader, FleetTable, Planned
+from gateway.control.orders import OrderDesk
+from gateway.models.manager import Manager
+from gateway.models.repository import Repository
+from gateway.models.source import Source
+from gateway.models.wishes import WishBook
+from gateway.telemetry.store import CounterStore
+from gateway.workers.process import TICK_S, Place, Server, entry, watch_lifeline
+from gateway.workers.worker import read_all
+
+log = logging.getLogger("headgate.control")
+
+NICENESS = 5
+"""The control process stands behind the workers when cores are short."""
+
+
+async def main(place: Place) -> None:
+    """Run the lifecycle until told to stop. What the last plan says is taken over, not loaded anew."""
+    os.nice(NICENESS)
+    settings = place.settings
+    workers = state.worker_count(settings)
+    fleet = Fleet(place.folder, place.board, workers, settings.quarantine_timeout_s)
+    repositories: list[Repository] = []
+    table = FleetTable(fleet, lambda: fleet.plan.settled or repositories[0].settled)
+    counters = CounterStore(place.folder.counters(place.slot))
+    lifecycle = ThreadPoolExecutor(2, thread_name_prefix="lifecycle")
+    manager = Manager(
+        Source(settings.models, settings.quiet_s),
+        FleetLoader(state.loader_for(settings), fleet),
+        table,
+        WishBook(settings.data / "wishes.json"),
+        lifecycle,
+        counters.of,
+        settings.poll_s,
+    )
+    _take_over(manager, fleet, counters)
+    repository = Repository(manager)
+    repositories.append(repository)
+    gateway = state.assemble(
+        settings, table, repository, lambda: fleet.plan.settled, counters, lambda: read_all(place.folder)
+    )
+    server = Server(app.build(gateway, admin=True), gateway, place.listener, cap=256)
+    watch_lifeline(place.lifeline, server.stop)
+    desk = await OrderDesk(repository).open(place.folder.control)
+    life = asyncio.create_task(repository.run())
+    life.add_done_callback(lambda task: _ended(task, server))
+    beat = asyncio.create_task(_beat(place, server))
+    try:
+        await server.serve()
+    finally:
+        desk.close()
+        life.cancel()
+        beat.cancel()
+        lifecycle.shutdown(wait=False, cancel_futures=True)
+
+
+def _take_over(manager: Manager, fleet: Fleet, counters: CounterStore) -> None:
+    """A control process that comes after another one goes on from its plan."""
+    for name, model in fleet.plan.models.items():
+        serving = [version for version in model.versions if version.serves]
+        loaded = {
+            version.files(): Planned(name, version, fleet, counters.of(name, version.version)) for version in serving
+        }
+        if serving:
+            manager.adopt(name, serving[0].config, model.aliases, loaded)
+
+
+def _ended(task: asyncio.Task[None], server: Server) -> None:
+    """The lifecycle never ends by itself: without it the server would go stale without a word."""
+    if not task.cancelled() and task.exception() is not None:
+        log.critical("lifecycle failed", exc_info=task.exception(), extra={"event": "lifecycle-failed"})
+        server.stop()
+
+
+async def _beat(place: Place, server: Server) -> None:
+    while True:
+        if server.acceptor is not None:
+            server.acceptor.start()
+        server.tick(time.monotonic())
+        place.board.beat(place.slot, time.monotonic_ns(), server.connections())
+        await asyncio.sleep(TICK_S)
+
+
+if __name__ == "__main__":
+    entry(main)

@@ -1,0 +1,1 @@
+"""Where requests go: the serving plan that every worker follows."""

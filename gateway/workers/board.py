@@ -1,0 +1,138 @@
+"""The board: a few numbers in shared memory, one row for each process, each row written by that process alone."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from pathlib import Path
+
+import msgspec
+
+from gateway.settings import Settings
+
+MAX_SLOTS = 128
+"""Rows: slot 0 is the control process, workers have 1 and up."""
+
+_FIELDS = 8
+_PID, _BEAT, _GENERATION, _READY, _CONNECTIONS, _SERIAL = range(6)
+_BYTES = (MAX_SLOTS + 1) * _FIELDS * 8
+
+
+class Board:
+    """Row 0 holds the generation of the plan; row 1 + slot belongs to the process in that slot."""
+
+    def __init__(self, path: Path) -> None:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            os.ftruncate(descriptor, _BYTES)
+            self._cells = memoryview(mmap.mmap(descriptor, _BYTES)).cast("q")
+        finally:
+            os.close(descriptor)
+
+    @property
+    def generation(self) -> int:
+        """The generation of the plan that is in force; read in nanoseconds."""
+        return self._cells[0]
+
+    @generation.setter
+    def generation(self, value: int) -> None:
+        self._cells[0] = value
+
+    def clear(self, slot: int, pid: int) -> None:
+        """A new process takes a slot; nothing is known of it yet."""
+        for field in range(_FIELDS):
+            self._cells[(slot + 1) * _FIELDS + field] = 0
+        self._cells[(slot + 1) * _FIELDS + _PID] = pid
+
+    def beat(self, slot: int, now_ns: int, connections: int) -> None:
+        """Sign of life from inside the event loop of a process."""
+        at = (slot + 1) * _FIELDS
+        self._cells[at + _BEAT] = now_ns
+        self._cells[at + _CONNECTIONS] = connections
+
+    def set_connections(self, slot: int, connections: int) -> None:
+        """Its open connections have just changed."""
+        self._cells[(slot + 1) * _FIELDS + _CONNECTIONS] = connections
+
+    def acknowledge(self, slot: int, generation: int, *, ready: bool) -> None:
+        """A worker follows the plan of this generation: all in it is loaded or failed."""
+        at = (slot + 1) * _FIELDS
+        self._cells[at + _GENERATION] = generation
+        self._cells[at + _READY] = int(ready)
+        self._cells[at + _SERIAL] += 1
+
+    def pid(self, slot: int) -> int:
+        """The process in a slot, 0 for none."""
+        return self._cells[(slot + 1) * _FIELDS + _PID]
+
+    def last_beat_ns(self, slot: int) -> int:
+        """Monotonic time of its last sign of life, 0 before the first."""
+        return self._cells[(slot + 1) * _FIELDS + _BEAT]
+
+    def acknowledged(self, slot: int) -> int:
+        """The generation that it follows."""
+        return self._cells[(slot + 1) * _FIELDS + _GENERATION]
+
+    def is_ready(self, slot: int) -> bool:
+        """True when it accepts connections."""
+        return bool(self._cells[(slot + 1) * _FIELDS + _READY])
+
+    def connections(self, slot: int) -> int:
+        """Its open connections at its last sign of life."""
+        return self._cells[(slot + 1) * _FIELDS + _CONNECTIONS]
+
+
+class WorkerStatus(msgspec.Struct, frozen=True):
+    """What a worker says beyond numbers: incarnations it holds, with their calls in flight, and those that failed."""
+
+    pid: int
+    generation: int
+    held: dict[str, int] = {}
+    failed: dict[str, str] = {}
+
+
+class RunFolder:
+    """The files that the processes of one server share, under its data folder."""
+
+    def __init__(self, data: Path) -> None:
+        self.path = data / "run"
+
+    @property
+    def board(self) -> Path:
+        """See Board."""
+        return self.path / "board"
+
+    @property
+    def plan(self) -> Path:
+        """See routing.plan."""
+        return self.path / "plan.json"
+
+    @property
+    def control(self) -> Path:
+        """The socket on which the control process takes orders."""
+        return self.path / "control.sock"
+
+    @property
+    def settings(self) -> Path:
+        """The settings of the server, for its processes."""
+        return self.path / "settings.json"
+
+    def write_settings(self, settings: Settings) -> None:
+        """Leave the settings for the processes."""
+        self.settings.write_bytes(msgspec.json.encode(settings, enc_hook=str))
+
+    def read_settings(self) -> Settings:
+        """What `write_settings` left."""
+        return msgspec.json.decode(self.settings.read_bytes(), type=Settings, dec_hook=lambda kind, value: kind(value))
+
+    def counters(self, slot: int) -> Path:
+        """The counters of a slot."""
+        return self.path / f"counters-{slot}"
+
+    def status(self, slot: int) -> Path:
+        """The WorkerStatus of a slot."""
+        return self.path / f"worker-{slot}.json"
+
+    def all_counters(self) -> list[Path]:
+        """The counters of every slot that there ever was."""
+        return sorted(self.path.glob("counters-*"))

@@ -1,0 +1,81 @@
+"""Child: one process under supervision. Pure bookkeeping about when to start, wait for and give up a process."""
+
+from __future__ import annotations
+
+import random
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass, field
+
+BACKOFF_S = 0.2
+MAX_BACKOFF_S = 30.0
+STABLE_S = 30.0
+"""A process that lived this long has started well: the next pause is short again."""
+
+ABORT_S = 1.0
+"""Between asking a hung process to abort and killing it."""
+
+STARTUP_FAILURE = 3
+"""The exit code of a process that cannot start at all."""
+
+
+@dataclass(slots=True)
+class Child:
+    """One slot and the process in it. Times are monotonic seconds."""
+
+    slot: int
+    name: str
+    module: str
+    listener: int
+    process: subprocess.Popen[bytes] | None = None
+    started_at: float = 0.0
+    start_at: float = 0.0
+    failures: int = 0
+    aborted_at: float | None = None
+    restarts: int = 0
+    noise: random.Random = field(default_factory=random.Random)
+
+    @property
+    def is_alive(self) -> bool:
+        """True while there is a process."""
+        return self.process is not None
+
+    def start(self, lifeline: int, data: str, now: float) -> int:
+        """Start a process in this slot; returns its pid."""
+        command = [sys.executable, "-m", self.module, str(self.slot), str(self.listener), str(lifeline), data]
+        self.process = subprocess.Popen(command, pass_fds=(self.listener, lifeline))
+        self.started_at = now
+        self.aborted_at = None
+        return self.process.pid
+
+    def reap(self, now: float) -> int | None:
+        """The exit code when the process has ended, and the time of its next start; None while it lives."""
+        if self.process is None:
+            return None
+        code = self.process.poll()
+        if code is None:
+            return None
+        self.process = None
+        self.restarts += 1
+        self.failures = 1 if now - self.started_at > STABLE_S else self.failures + 1
+        # The first replacement comes at once; only a process that keeps dying waits.
+        pause = 0.0 if self.failures == 1 else min(MAX_BACKOFF_S, BACKOFF_S * 2 ** (self.failures - 2))
+        self.start_at = now + pause * self.noise.uniform(0.8, 1.2)
+        return code
+
+    def send(self, number: int) -> None:
+        """Send a signal to the process, if there is one."""
+        if self.process is not None:
+            self.process.send_signal(number)
+
+    def unhang(self, now: float) -> str:
+        """End a process that gives no sign of life: abort, then kill. Returns what was done, empty for nothing."""
+        if self.aborted_at is None:
+            self.aborted_at = now
+            self.send(signal.SIGABRT)
+            return "aborted"
+        if now - self.aborted_at > ABORT_S:
+            self.send(signal.SIGKILL)
+            return "killed"
+        return ""

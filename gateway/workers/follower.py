@@ -1,0 +1,120 @@
+"""Follower: makes a worker's table what the plan says, and reports back."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from pathlib import Path
+
+from gateway.errors import HeadgateError, LoadRejected
+from gateway.models.loader import Loader
+from gateway.models.servable import Servable
+from gateway.models.table import ModelTable, ServingTable, VersionStatus
+from gateway.routing import plan as plans
+from gateway.routing.plan import Plan, PlannedVersion
+from gateway.telemetry.counters import VersionCounters
+from gateway.workers.board import WorkerStatus
+
+log = logging.getLogger("headgate.worker")
+
+
+class Follower:
+    """Belongs to the loop's thread. `step` never blocks: sessions are loaded by the executor, one after another."""
+
+    def __init__(
+        self,
+        path: Path,
+        loader: Loader,
+        table: ServingTable,
+        executor: Executor,
+        counters: Callable[[str, int], VersionCounters],
+    ) -> None:
+        self.plan = Plan()
+        self.generation = 0
+        self.failed: dict[str, str] = {}
+        self._path = path
+        self._loader = loader
+        self._table = table
+        self._executor = executor
+        self._counters = counters
+        self._loaded: dict[str, Servable] = {}
+        self._loading: dict[str, Future[Servable]] = {}
+        self._draining: dict[str, Servable] = {}
+
+    @property
+    def is_current(self) -> bool:
+        """True when everything in the plan is loaded or failed."""
+        return self.generation > 0 and self.generation == self.plan.generation
+
+    def step(self, generation: int) -> bool:
+        """Follow the plan; `generation` is that of the plan in force. True where there is something to report."""
+        changed = False
+        if generation != self.plan.generation:
+            self.plan = plans.read(self._path)
+            self._start()
+            changed = True
+        for incarnation in [key for key, future in self._loading.items() if future.done()]:
+            self._collect(incarnation, self._loading.pop(incarnation))
+            changed = True
+        if changed:
+            self._publish()
+        for incarnation in [key for key, servable in self._draining.items() if not servable.in_flight]:
+            del self._draining[incarnation]
+            changed = True
+        if not self._loading and self.generation != self.plan.generation:
+            self.generation = self.plan.generation
+            changed = True
+        return changed
+
+    def status(self, pid: int) -> WorkerStatus:
+        """What is to be reported."""
+        held = {key: servable.in_flight for key, servable in (*self._loaded.items(), *self._draining.items())}
+        return WorkerStatus(pid, self.generation, held, dict(self.failed))
+
+    def _wanted(self) -> dict[str, tuple[str, PlannedVersion]]:
+        return {
+            version.incarnation: (name, version)
+            for name, model in self.plan.models.items()
+            for version in model.versions
+        }
+
+    def _start(self) -> None:
+        wanted = self._wanted()
+        for incarnation, (name, version) in wanted.items():
+            if incarnation in self._loaded or incarnation in self._loading or incarnation in self.failed:
+                continue
+            counters = self._counters(name, version.version)
+            job = (name, version.files(), version.config, version.report, counters)
+            self._loading[incarnation] = self._executor.submit(self._loader.load, *job)
+        for incarnation in self._loaded.keys() - wanted.keys():
+            self._draining[incarnation] = self._loaded.pop(incarnation)
+        for incarnation in self.failed.keys() - wanted.keys():
+            del self.failed[incarnation]
+        for incarnation in self._loading.keys() - wanted.keys():
+            self._loading.pop(incarnation).cancel()
+
+    def _collect(self, incarnation: str, future: Future[Servable]) -> None:
+        try:
+            self._loaded[incarnation] = future.result()
+            return
+        except HeadgateError as error:
+            self.failed[incarnation] = error.message
+        except MemoryError:
+            self.failed[incarnation] = "not enough memory to load it"
+        except Exception:
+            log.exception("load failed", extra={"event": "load-failed"})
+            self.failed[incarnation] = LoadRejected("an internal error stopped the load").message
+        log.error("load failed", extra={"event": "load-failed", "reason": self.failed[incarnation]})
+
+    def _publish(self) -> None:
+        models = {}
+        for name, model in self.plan.models.items():
+            ready = {
+                version.version: self._loaded[version.incarnation]
+                for version in model.versions
+                if version.serves and version.incarnation in self._loaded
+            }
+            statuses = tuple(VersionStatus(each.version, each.state, each.reason) for each in model.statuses)
+            models[name] = ModelTable(name, ready, model.aliases, statuses, model.error)
+        self._table.publish(models)

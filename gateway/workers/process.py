@@ -1,0 +1,219 @@
+"""What the processes of a server have in common: how they are started, and how they serve HTTP and end."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import uvicorn
+import uvloop
+from starlette.applications import Starlette
+
+from gateway.http import fast
+from gateway.settings import Settings
+from gateway.state import Gateway
+from gateway.telemetry import logs
+from gateway.workers.board import Board, RunFolder
+
+log = logging.getLogger("headgate.process")
+
+TICK_S = 0.25
+PAUSE_S = 0.005
+"""How long a worker with many more connections than another leaves new ones to that one."""
+
+SLACK = 2
+"""Connections by which workers may differ before that happens."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a process stands: its slot, its listening socket, the pipe that ends with the supervisor, the files."""
+
+    slot: int
+    listener: socket.socket
+    lifeline: int
+    folder: RunFolder
+    board: Board
+    settings: Settings
+
+    @classmethod
+    def from_arguments(cls, arguments: list[str]) -> Place:
+        """Read what `arguments_for` wrote."""
+        slot, listener, lifeline, data = arguments
+        folder = RunFolder(Path(data))
+        sock = socket.socket(fileno=int(listener))
+        sock.setblocking(False)
+        return cls(int(slot), sock, int(lifeline), folder, Board(folder.board), folder.read_settings())
+
+
+class Acceptor:
+    """Takes connections from a listening socket that several processes share.
+
+    One connection for each wake-up, and none while this process has clearly more of them than another: otherwise
+    the first process to wake would take all, and the others would idle.
+    """
+
+    def __init__(
+        self, listener: socket.socket, make: Callable[[], asyncio.Protocol], count: Callable[[], int], cap: int
+    ) -> None:
+        self._listener = listener
+        self._make = make
+        self._count = count
+        self._cap = cap
+        self._loop = asyncio.get_running_loop()
+        self._others: Callable[[], int | None] = lambda: None
+        self._changed: Callable[[int], None] = lambda count: None
+        self._open = False
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def share(self, fewest: Callable[[], int | None], changed: Callable[[int], None]) -> None:
+        """Look at the other processes: `fewest` is the least number of connections of any, None for no others."""
+        self._others = fewest
+        self._changed = changed
+
+    def start(self) -> None:
+        """Begin to accept."""
+        if not self._open:
+            self._open = True
+            self._loop.add_reader(self._listener, self._accept)
+
+    def close(self) -> None:
+        """Stop accepting."""
+        if self._open:
+            self._open = False
+            self._loop.remove_reader(self._listener)
+        self._listener.close()
+
+    async def wait_closed(self) -> None:
+        """uvicorn asks its servers; there is nothing to wait for."""
+
+    def _pause(self, seconds: float) -> None:
+        self._loop.remove_reader(self._listener)
+        self._loop.call_later(seconds, self._resume)
+
+    def _resume(self) -> None:
+        if self._open:
+            self._loop.add_reader(self._listener, self._accept)
+
+    def _accept(self) -> None:
+        count = self._count()
+        fewest = self._others()
+        if count >= self._cap or (fewest is not None and count > fewest + SLACK):
+            self._pause(PAUSE_S)
+            return
+        try:
+            connection, _ = self._listener.accept()
+        except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+            return
+        except OSError as error:
+            log.error("cannot accept", extra={"event": "accept-failed", "reason": os.strerror(error.errno or 0)})
+            # Out of descriptors or memory: asking again at once would only burn the processor.
+            self._pause(1.0 if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM) else PAUSE_S)
+            return
+        connection.setblocking(False)
+        task = self._loop.create_task(self._serve(connection))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        self._changed(count + 1)
+
+    async def _serve(self, connection: socket.socket) -> None:
+        try:
+            await self._loop.connect_accepted_socket(self._make, connection)
+        except OSError:
+            connection.close()
+
+
+class Server(uvicorn.Server):
+    """uvicorn with connections from an Acceptor. Readiness goes off at the first signal; a second one is quick."""
+
+    def __init__(self, app: Starlette, gateway: Gateway, listener: socket.socket, cap: int) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http=fast.door(gateway),
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                timeout_graceful_shutdown=max(1, round(gateway.settings.drain_s)),
+            )
+        )
+        self.gateway = gateway
+        self._listener = listener
+        self._cap = cap
+        self.acceptor: Acceptor | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """See uvicorn; the acceptor is made here and started by its owner."""
+        self.acceptor = Acceptor(self._listener, self._connection, self.connections, self._cap)
+        self.servers = [self.acceptor]  # type: ignore[list-item]
+        self.started = True
+
+    def _connection(self) -> asyncio.Protocol:
+        make: Any = self.config.http_protocol_class
+        protocol: asyncio.Protocol = make(config=self.config, server_state=self.server_state, app_state={})
+        return protocol
+
+    def connections(self) -> int:
+        """Open connections."""
+        return len(self.server_state.connections)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Called for a signal: only flags are set here."""
+        if self.gateway.draining:
+            self.force_exit = True
+        self.stop()
+
+    def stop(self) -> None:
+        """Finish what is in flight and end."""
+        self.gateway.draining = True
+        self.should_exit = True
+
+    def tick(self, now: float) -> None:
+        """Set the coarse clock and end connections that take too long."""
+        self.gateway.clock.now = now
+        self.gateway.pipeline.tick()
+        for connection in list(self.server_state.connections):
+            if isinstance(connection, fast.FastProtocol):
+                connection.check(now)
+
+
+def watch_lifeline(lifeline: int, ended: Callable[[], None]) -> None:
+    """Call `ended` when the supervisor is gone: then nobody holds the other end of the pipe."""
+    loop = asyncio.get_running_loop()
+
+    def readable() -> None:
+        loop.remove_reader(lifeline)
+        ended()
+
+    loop.add_reader(lifeline, readable)
+
+
+def run(main: Callable[[Place], Any], arguments: list[str]) -> int:
+    """The life of one process: `main` is a coroutine function that takes its Place."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGHUP})
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    # Ctrl+C reaches the whole group; the supervisor says what it means.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    place = Place.from_arguments(arguments)
+    logs.configure(place.settings.log_level)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main(place))
+    return 0
+
+
+def entry(main: Callable[[Place], Any]) -> None:
+    """Run a process module."""
+    raise SystemExit(run(main, sys.argv[1:]))

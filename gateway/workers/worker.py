@@ -1,0 +1,83 @@
+"""A worker: one process that answers requests with the versions of the serving plan."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+from gateway import app, host, state
+from gateway.control.orders import RemoteRepository
+from gateway.models.table import ServingTable
+from gateway.routing import plan as plans
+from gateway.telemetry.store import CounterStore, Snapshot
+from gateway.workers.board import RunFolder
+from gateway.workers.follower import Follower
+from gateway.workers.process import TICK_S, Place, Server, entry, watch_lifeline
+
+FOLLOW_S = 0.02
+"""How often a worker looks whether the plan has changed."""
+
+
+async def main(place: Place) -> None:
+    """Follow the plan, serve, and drain when told to."""
+    table = ServingTable()
+    counters = CounterStore(place.folder.counters(place.slot))
+    loader = ThreadPoolExecutor(1, thread_name_prefix="load")
+    follower = Follower(place.folder.plan, state.loader_for(place.settings), table, loader, counters.of)
+    gateway = state.assemble(
+        place.settings,
+        table,
+        RemoteRepository(place.folder.control),
+        lambda: follower.plan.settled and follower.is_current,
+        counters,
+        lambda: read_all(place.folder),
+    )
+    server = Server(app.build(gateway), gateway, place.listener, host.connection_cap(host.open_files()) or 1 << 20)
+    watch_lifeline(place.lifeline, server.stop)
+    tasks = [asyncio.create_task(_follow(place, follower, server)), asyncio.create_task(_beat(place, server))]
+    try:
+        await server.serve()
+    finally:
+        for task in tasks:
+            task.cancel()
+        loader.shutdown(wait=False, cancel_futures=True)
+        gateway.pipeline.close()
+
+
+def read_all(folder: RunFolder) -> Snapshot:
+    """The counters of all processes."""
+    return Snapshot.of_files(folder.all_counters())
+
+
+async def _follow(place: Place, follower: Follower, server: Server) -> None:
+    """Keep to the plan; accept connections once it is followed for the first time."""
+    pid = os.getpid()
+    workers = [slot for slot in range(1, state.worker_count(place.settings) + 1) if slot != place.slot]
+    board = place.board
+
+    def fewest() -> int | None:
+        return min((board.connections(slot) for slot in workers if board.is_ready(slot)), default=None)
+
+    while not server.should_exit:
+        if follower.step(board.generation):
+            plans.write(place.folder.status(place.slot), follower.status(pid))
+            if follower.is_current and server.acceptor is not None:
+                server.acceptor.share(fewest, lambda count: board.set_connections(place.slot, count))
+                server.acceptor.start()
+            board.acknowledge(place.slot, follower.generation, ready=follower.is_current)
+        await asyncio.sleep(FOLLOW_S)
+    board.acknowledge(place.slot, follower.generation, ready=False)
+
+
+async def _beat(place: Place, server: Server) -> None:
+    """Show signs of life from inside the loop."""
+    while True:
+        server.tick(time.monotonic())
+        place.board.beat(place.slot, time.monotonic_ns(), server.connections())
+        await asyncio.sleep(TICK_S)
+
+
+if __name__ == "__main__":
+    entry(main)
