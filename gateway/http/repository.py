@@ -8,7 +8,7 @@ import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
-from gateway.errors import Forbidden, InvalidRequest, NotFound, UnknownModel, UnknownVersion
+from gateway.errors import Forbidden, HeadgateError, InvalidRequest, UnknownVersion
 from gateway.http.description import config_document
 from gateway.http.messages import json_response, read_document
 from gateway.models.manifest import is_alias, parse_version
@@ -39,8 +39,11 @@ async def load(request: Request) -> Response:
     await _check_load_parameters(request, gateway, name)
     try:
         await gateway.repository.load(name, version)
-    except (UnknownModel, UnknownVersion) as error:
-        raise _load_of_unknown(error, name) from None
+    except HeadgateError as error:
+        # Clients look for these words whatever the reason, an unknown name included.
+        if "failed to load" not in error.message:
+            error.message = f"failed to load {name[:64]!r}: {error.message}"
+        raise
     return Response(status_code=200)
 
 
@@ -104,11 +107,6 @@ def _version(request: Request) -> int | None:
     if version is None:
         raise UnknownVersion(request.path_params["model"], text[:64])
     return version
-
-
-def _load_of_unknown(error: NotFound, name: str) -> NotFound:
-    error.message = f"failed to load {name[:64]!r}: {error.message}"
-    return error
 
 
 async def _check_load_parameters(request: Request, gateway: Gateway, name: str) -> None:
