@@ -432,6 +432,8 @@ class FastProtocol(HttpToolsProtocol):
     def refuse(self, call: Call, error: HeadgateError) -> None:
         """See Door."""
         head: Head = call.head
+        if isinstance(error, PayloadTooLarge):
+            call.close = True
         self._refuse(call, error, call.name(), head.route)
 
     def _unusual(self, call: Call, head: Head, request_id: bytes, body: bytes, json_length: int) -> bytes:
