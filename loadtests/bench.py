@@ -23,7 +23,7 @@ from pathlib import Path
 from loadtests import bodies, check, facts, memory, models, report, wrk
 from loadtests.cases import CASES, MEMORY, Case
 from loadtests.lineup import Lineup, NotOffered
-from loadtests.processes import ROOT, Cores, choose_cores, environment, pinned
+from loadtests.processes import ROOT, Cores, Server, choose_cores, environment, pinned
 from loadtests.report import Result, Sample
 
 DOCUMENT = ROOT / "docs" / "performance.md"
@@ -89,7 +89,9 @@ class Bench:
         try:
             for is_product in (True, False) if number % 2 == 0 else (False, True):
                 if is_product or case.reference != "onnxruntime":
-                    found[is_product] = self._load(case, self._sides(case)[not is_product], self._seconds, number)
+                    found[is_product] = self._load(
+                        case, self._sides(case)[not is_product], self._seconds * case.stretch, number
+                    )
                 else:
                     rate, batch = self._alone(case)
                     found[False] = Sample(rate)
@@ -115,10 +117,21 @@ class Bench:
             url, file = server.url + case.path, self._bodies(case)
             ran = wrk.run(url, file, case.connections, seconds, cores, 7 * number, traced=case.traced)
         except wrk.RunFailed as error:
-            raise wrk.RunFailed(f"{name}: {error}{'' if server.alive else ' ' + server.last_words()}") from None
+            raise wrk.RunFailed(f"{name}: {error}; {self._why(case, server)}") from None
         cpu_us = (server.cpu_s() - before) / ran.requests * 1e6
         value = float(ran.p50_us) if case.measure == "p50" else ran.rate * case.rows
         return Sample(value, ran.p50_us, ran.p99_us, cpu_us or None, ran.generator_share)
+
+    def _why(self, case: Case, server: Server) -> str:
+        """What the server says right after a run failed: the load generator only counts."""
+        if not server.alive:
+            return f"it ended: {server.last_words()}"
+        try:
+            requests = bodies.make(case.model, case.form, case.rows, case.bodies)
+            check.check(server.address, case.path, requests, case.connections, None)
+        except FAILURES as error:
+            return f"asked again: {error}"
+        return "asked again, it answers"
 
     def _alone(self, case: Case) -> tuple[float, int]:
         """onnxruntime alone on the servers' core: rows per second at its best batch size, and that size.
@@ -127,7 +140,8 @@ class Bench:
         """
         file = self._scratch / "models" / case.model / "1" / "model.onnx"
         command = [sys.executable, "-m", "loadtests.ort_alone", str(file)]
-        command += ["--batches", ",".join(map(str, case.batches)), "--seconds", str(self._seconds / len(case.batches))]
+        seconds = self._seconds * case.stretch / len(case.batches)
+        command += ["--batches", ",".join(map(str, case.batches)), "--seconds", str(seconds)]
         with pinned(self._cores.server):
             ran = subprocess.run(
                 command, capture_output=True, text=True, check=True, cwd=ROOT, env=environment(), timeout=300

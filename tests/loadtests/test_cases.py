@@ -19,7 +19,7 @@ TO_HOLD = {
     "mlp-binary-64": ("rate", "echo", 0.7, 0.85),
     "flights-json-64": ("rate", "echo", 0.5, 0.8),
     "trees-binary-16-rows": ("rate", "onnxruntime", 0.35, 0.5),
-    "conv-binary-16": ("rate", "onnxruntime", 0.95, 0.98),
+    "conv-binary": ("rate", "onnxruntime", 0.95, 0.98),
     "mlp-two-workers": ("rate", "one-worker", 1.4, 1.55),
     "tiny-memory": ("memory", "early", 1.02, 1.01),
 }
