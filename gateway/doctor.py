@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gateway import __version__, host
+from gateway.kinds import GIB, MIB
 from gateway.models.manifest import MODEL
 from gateway.models.options import SessionOptions
 from gateway.models.policy import VersionView, Wishes, aspired
 from gateway.models.source import ModelFolder, Source
-from gateway.settings import CONFIG_VARIABLE, GIB, MIB, PREFIX, Settings, service_links
+from gateway.settings import CONFIG_VARIABLE, PREFIX, Settings, service_links
 
 Status = Literal["ok", "warn", "fail"]
 

@@ -22,7 +22,7 @@ from gateway.telemetry import metrics
 from gateway.telemetry.store import CounterStore, Snapshot
 
 if TYPE_CHECKING:
-    from gateway.http.fast import Head
+    from gateway.http.head import Head
 
 access = logging.getLogger("headgate.access")
 

@@ -12,7 +12,8 @@ from typing import Any, get_type_hints
 import pytest
 
 from gateway.errors import SettingError
-from gateway.settings import TABLE, Row, Settings, add_arguments, describe, example, load, service_links, size_text
+from gateway.kinds import size_text
+from gateway.settings import TABLE, Row, Settings, add_arguments, describe, example, load, service_links
 
 DOCS = Path(__file__).parents[1] / "docs" / "settings.md"
 NAMES = [row.name for row in TABLE]

@@ -124,6 +124,12 @@ class Fleet:
                 raise LoadRejected(f"a worker could not load it: {status.failed[incarnation]}")
         return len(current) == len(self._slots) and all(incarnation in status.held for status in current)
 
+    @property
+    def is_followed(self) -> bool:
+        """True when every worker that serves follows the present plan."""
+        board, generation = self._board, self.plan.generation
+        return all(board.acknowledged(slot) >= generation for slot in self._slots if board.is_ready(slot))
+
     def holds(self, incarnation: str) -> bool:
         """True while a worker has it loaded, or may have it because it does not follow the present plan yet."""
         if any(each.incarnation == incarnation for model in self.plan.models.values() for each in model.versions):
@@ -144,6 +150,11 @@ class FleetTable(ServingTable):
         super().__init__()
         self._fleet = fleet
         self._settled = settled
+
+    @property
+    def is_everywhere(self) -> bool:
+        """See ServingTable."""
+        return self._fleet.is_followed
 
     def publish(self, models: Mapping[str, ModelTable]) -> None:
         """See ServingTable."""

@@ -8,15 +8,13 @@ read. Replies leave in the order of their requests, also when these are pipeline
 from __future__ import annotations
 
 import logging
-import re
 import secrets
 import time
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import httptools
-import orjson
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from gateway.errors import (
     HeadersTooLarge,
@@ -27,16 +25,15 @@ from gateway.errors import (
     ServerError,
     URITooLong,
 )
-from gateway.http.middleware import REQUEST_ID
+from gateway.http import replies
+from gateway.http.head import Head, find_route, too_large
 from gateway.inference.call import Call
-from gateway.oip import compression
 
 if TYPE_CHECKING:
     from gateway.state import Gateway
 
 log = logging.getLogger("headgate.access")
 
-INFER = re.compile(rb"/v2/models/([A-Za-z0-9._-]{1,64})(?:/versions/([A-Za-z0-9_-]{1,32}))?/infer")
 MAX_HEADS = 4096
 MAX_HEAD_BYTES = 2048
 """Heads that are remembered, and the longest of them."""
@@ -50,53 +47,11 @@ LINGER_S = 2.0
 IDLE, HEAD, BODY = range(3)
 """What a connection is receiving: nothing, a request's headers, its body."""
 
-_OK = (
-    b"HTTP/1.1 200 OK\r\n%bheadgate-prediction-id: %b\r\ncontent-type: application/json\r\n"
-    b"content-length: %d\r\nx-request-id: %b\r\n\r\n%b"
-)
-
 
 class _Busy:
     """Stands for replies of the fast door that are due before an ASGI reply may begin."""
 
     response_complete = False
-
-
-class Head:
-    """What the headers of an infer request say. A head that was seen before is not parsed again.
-
-    `target` is (model, version slot); `answered` the cell that counts its replies; `length` the announced body, -1
-    where it is chunked. `keep` is False where the bytes of the head will hardly come again.
-    """
-
-    __slots__ = (
-        "answered",
-        "close",
-        "coding",
-        "encoding",
-        "expects",
-        "header",
-        "keep",
-        "key",
-        "length",
-        "request_id",
-        "route",
-        "target",
-    )
-
-    def __init__(self, target: tuple[str, str | None], route: str, answered: int, *, close: bool) -> None:
-        self.target = target
-        self.route = route
-        self.answered = answered
-        self.close = close
-        self.keep = not close
-        self.expects = False
-        self.length = -1
-        self.header: str | None = None
-        self.encoding: str | None = None
-        self.coding: str | None = None
-        self.request_id = ""
-        self.key = ""
 
 
 class _Refusal:
@@ -169,7 +124,7 @@ class FastProtocol(HttpToolsProtocol):
             self.fail(ServerError("internal error while receiving the request"))
             return
         except httptools.HttpParserError:
-            self.fail(self.trouble or InvalidRequest("this is not a valid HTTP/1.1 request", field="request"))
+            self.fail(self.trouble or InvalidRequest("this is not a valid HTTP request", field="request"))
             return
         self.seen = None
         if self.trouble is not None:
@@ -277,7 +232,7 @@ class FastProtocol(HttpToolsProtocol):
         seen, self.seen = self.seen, None
         if self.trouble is not None or self.finished:
             return
-        route = self._find_route() if self.url.endswith(b"/infer") else None
+        route = find_route(self.url)
         if route is None or self.parser.get_method() != b"POST" or self._asgi_is_busy():
             self._to_asgi()
             return
@@ -286,8 +241,7 @@ class FastProtocol(HttpToolsProtocol):
         self.chunks = []
         self.chunk_count = self.body_bytes = 0
         try:
-            for name, value in self.headers:
-                self._note(head, name, value)
+            head.read(self.headers, self.key_header, self.inference.limits.max_body_bytes)
         except HeadgateError as error:
             self._refuse(_Refusal(b"", close=head.close), error, head.request_id or secrets.token_hex(8), head.route)
             return
@@ -308,7 +262,7 @@ class FastProtocol(HttpToolsProtocol):
         self.chunk_count += 1
         self.body_bytes += len(body)
         if self.body_bytes > self.inference.limits.max_body_bytes:
-            self._give_up(_too_large(self.inference.limits.max_body_bytes))
+            self._give_up(too_large(self.inference.limits.max_body_bytes))
         elif self.chunk_count > self.limits.max_chunks:
             self._give_up(InvalidRequest(f"the body has more than {self.limits.max_chunks} chunks", field="body"))
         elif self.call is not None:
@@ -337,35 +291,6 @@ class FastProtocol(HttpToolsProtocol):
 
     # -- headers
 
-    def _note(self, head: Head, name: bytes, value: bytes) -> None:
-        """Take what matters here from one header. Raises HeadgateError."""
-        if name == b"content-length":
-            if len(value) > 20 or int(value) > self.inference.limits.max_body_bytes:
-                head.close = True
-                raise _too_large(self.inference.limits.max_body_bytes)
-            head.length = int(value)
-        elif name == b"inference-header-content-length":
-            if head.header is not None:
-                text = "Inference-Header-Content-Length"
-                raise InvalidRequest(f"header {text} stands more than once, at most once is allowed", field=text)
-            head.header = value.decode("latin-1")
-        elif name == b"content-encoding":
-            text = value.decode("latin-1")
-            head.encoding = text if head.encoding is None else f"{head.encoding}, {text}"
-        elif name == b"accept-encoding":
-            head.coding = compression.choose(value.decode("latin-1"))
-        elif name == b"x-request-id":
-            text = value.decode("latin-1")
-            head.request_id = text if REQUEST_ID.fullmatch(text) else ""
-            head.keep = False
-        elif name == b"expect":
-            head.expects = value.lower() == b"100-continue"
-            head.keep = False
-        elif name == b"transfer-encoding":
-            head.keep = False
-        if name == self.key_header:
-            head.key = value.decode("latin-1")[:256]
-
     def _admit(self, head: Head) -> Call | None:
         """A call in its place among the replies; None when it was refused."""
         try:
@@ -380,15 +305,6 @@ class FastProtocol(HttpToolsProtocol):
         if len(self.order) >= MAX_PIPELINED:
             self.flow.pause_reading()
         return call
-
-    def _find_route(self) -> tuple[tuple[str, str | None], str] | None:
-        """((model, version slot), route pattern) of an infer URL."""
-        match = INFER.fullmatch(self.url)
-        if match is None:
-            return None
-        slot = match[2].decode() if match[2] else None
-        pattern = "/v2/models/{model}/versions/{version}/infer" if slot else "/v2/models/{model}/infer"
-        return (match[1].decode(), slot), pattern
 
     def _to_asgi(self) -> None:
         """Hand the request to uvicorn, behind the replies that the fast door still owes."""
@@ -413,9 +329,11 @@ class FastProtocol(HttpToolsProtocol):
         prediction_id = call.prediction_id
         request_id = call.request_id.encode() if call.request_id else prediction_id
         if head.coding is not None or call.close or json_length != len(body):
-            reply = self._unusual(call, head, request_id, body, json_length)
+            reply = replies.unusual(
+                state.joined_headers, prediction_id, request_id, body, json_length, coding=head.coding, close=call.close
+            )
         else:
-            reply = _OK % (state.joined_headers, prediction_id, json_length, request_id, body)
+            reply = replies.OK % (state.joined_headers, prediction_id, json_length, request_id, body)
         state.counters.cells[head.answered] += 1
         if state.settings.access_log:
             state.log_access(head.route, 200, call.arrived_ns, request_id.decode())
@@ -436,23 +354,6 @@ class FastProtocol(HttpToolsProtocol):
             call.close = True
         self._refuse(call, error, call.name(), head.route)
 
-    def _unusual(self, call: Call, head: Head, request_id: bytes, body: bytes, json_length: int) -> bytes:
-        """A reply with binary data, under a coding, or the last one of its connection."""
-        binary = json_length < len(body)
-        lines = [b"HTTP/1.1 200 OK\r\n", self.gateway.joined_headers, b"headgate-prediction-id: ", call.prediction_id]
-        if binary:
-            lines.append(b"\r\ncontent-type: application/octet-stream\r\ninference-header-content-length: ")
-            lines.append(b"%d\r\n" % json_length)
-        else:
-            lines.append(b"\r\ncontent-type: application/json\r\n")
-        if head.coding is not None:
-            body = compression.deflate(body, head.coding)
-            lines.append(b"content-encoding: %b\r\nvary: Accept-Encoding\r\n" % head.coding.encode())
-        lines.append(b"content-length: %d\r\nx-request-id: %b\r\n" % (len(body), request_id))
-        lines.append(b"connection: close\r\n\r\n" if call.close else b"\r\n")
-        lines.append(body)
-        return b"".join(lines)
-
     def _refuse(self, place: Call | _Refusal, error: HeadgateError, request_id: str, route: str) -> None:
         """Answer with an error, in its turn."""
         if place is self.call:
@@ -460,22 +361,12 @@ class FastProtocol(HttpToolsProtocol):
         self.gateway.counters.count("http", route, str(error.status))
         if self.gateway.settings.access_log:
             self.gateway.log_access(route, error.status, time.monotonic_ns(), request_id)
-        place.reply = self._error(error, request_id, close=place.close)
+        self._join_default_headers()
+        place.reply = replies.refusal(self.gateway.joined_headers, error, request_id, close=place.close)
         if isinstance(place, _Refusal):
             self.order.append(place)
         if self.order and self.order[0] is place:
             self._send()
-
-    def _error(self, error: HeadgateError, request_id: str, *, close: bool) -> bytes:
-        body = orjson.dumps(error.body(request_id))
-        self._join_default_headers()
-        lines = [STATUS_LINE[error.status], self.gateway.joined_headers]
-        lines += [f"{name.lower()}: {value}\r\n".encode("latin-1") for name, value in error.headers.items()]
-        lines.append(b"content-length: %d\r\ncontent-type: application/json\r\n" % len(body))
-        lines.append(b"x-request-id: %b\r\n" % request_id.encode("latin-1"))
-        lines.append(b"connection: close\r\n\r\n" if close else b"\r\n")
-        lines.append(body)
-        return b"".join(lines)
 
     def _give_up(self, error: HeadgateError) -> None:
         """Stop receiving: the rest of the body is not worth reading, so the connection ends with this reply."""
@@ -545,10 +436,6 @@ class FastProtocol(HttpToolsProtocol):
         state = self.gateway
         state.default_headers = self.server_state.default_headers
         state.joined_headers = b"".join(b"%b: %b\r\n" % each for each in state.default_headers)
-
-
-def _too_large(max_bytes: int) -> PayloadTooLarge:
-    return PayloadTooLarge(f"the body is larger than {max_bytes} bytes", field="body")
 
 
 def door(gateway: Gateway) -> type[FastProtocol]:

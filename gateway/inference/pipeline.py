@@ -99,6 +99,8 @@ class Pipeline:
             call.prediction_id = block.prefix + b"%08x" % call.row if block is not None else new_id().encode()
             call.decoded_ns = time.monotonic_ns()
             call.decode_ns = call.decoded_ns - began_ns
+            if call.decoded_ns > call.deadline_ns:
+                raise DeadlineExceeded("the deadline passed before the request could run")
             if engine.running is not None:
                 self._refuse_late(engine, call)
         except HeadgateError as error:

@@ -104,7 +104,7 @@ class Repository:
         wishes = self._manager.wishes.get(name)
         moves = {**wishes.aliases, alias: AliasMove(version, declared)}
         self._manager.wishes.put(name, msgspec.structs.replace(wishes, aliases=moves))
-        self._manager.step(time.monotonic())
+        await self._until(lambda: True, f"failed to move alias {alias!r} of {name!r}")
 
     # -- waiting
 
@@ -117,7 +117,7 @@ class Repository:
         deadline = time.monotonic() + self._load_timeout_s
         while True:
             self._manager.step(time.monotonic())
-            if reached():
+            if reached() and self._manager.table.is_everywhere:
                 return
             if time.monotonic() > deadline:
                 raise LoadUnavailable(f"{otherwise}, not done after {self._load_timeout_s:g} s")

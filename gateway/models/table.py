@@ -54,6 +54,11 @@ class ServingTable:
         self.models: Mapping[str, ModelTable] = {}
         self._found: dict[tuple[str, str | None], Servable] = {}
 
+    @property
+    def is_everywhere(self) -> bool:
+        """True when every process that serves goes by what was published last."""
+        return True
+
     def publish(self, models: Mapping[str, ModelTable]) -> None:
         """Make `models` what the next request sees."""
         self.models = models

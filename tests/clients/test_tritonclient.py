@@ -603,7 +603,6 @@ def test_a_model_that_could_not_be_loaded_is_503(client: Any) -> None:
     assert "not at ready state" in message
 
 
-@pytest.mark.xfail(reason="deadlines are looked at only while the version is busy with a long run")
 def test_a_deadline_that_passed_before_the_run_is_504(client: Any) -> None:
     status, message = refusal(client.infer, "tiny", [tensor("x", np.ones((1, 30), np.float32))], timeout=1)
     assert status == 504

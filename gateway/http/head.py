@@ -1,0 +1,93 @@
+"""Head: what the headers of an infer request say, read once for each different block of bytes."""
+
+from __future__ import annotations
+
+import re
+
+from gateway.errors import InvalidRequest, PayloadTooLarge
+from gateway.http.middleware import REQUEST_ID
+from gateway.oip import compression
+
+_INFER = re.compile(rb"/v2/models/([A-Za-z0-9._-]{1,64})(?:/versions/([A-Za-z0-9_-]{1,32}))?/infer")
+
+
+class Head:
+    """What the headers of an infer request say. A head that was seen before is not parsed again.
+
+    `target` is (model, version slot); `answered` the cell that counts its replies; `length` the announced body, -1
+    where it is chunked. `keep` is False where the bytes of the head will hardly come again.
+    """
+
+    __slots__ = (
+        "answered",
+        "close",
+        "coding",
+        "encoding",
+        "expects",
+        "header",
+        "keep",
+        "key",
+        "length",
+        "request_id",
+        "route",
+        "target",
+    )
+
+    def __init__(self, target: tuple[str, str | None], route: str, answered: int, *, close: bool) -> None:
+        self.target = target
+        self.route = route
+        self.answered = answered
+        self.close = close
+        self.keep = not close
+        self.expects = False
+        self.length = -1
+        self.header: str | None = None
+        self.encoding: str | None = None
+        self.coding: str | None = None
+        self.request_id = ""
+        self.key = ""
+
+    def read(self, headers: list[tuple[bytes, bytes]], key_header: bytes, max_body_bytes: int) -> None:
+        """Take what matters from the headers; names are in lower case. Raises InvalidRequest or PayloadTooLarge."""
+        for name, value in headers:
+            if name == b"content-length":
+                if len(value) > 20 or int(value) > max_body_bytes:
+                    self.close = True
+                    raise too_large(max_body_bytes)
+                self.length = int(value)
+            elif name == b"inference-header-content-length":
+                if self.header is not None:
+                    text = "Inference-Header-Content-Length"
+                    raise InvalidRequest(f"header {text} stands more than once, at most once is allowed", field=text)
+                self.header = value.decode("latin-1")
+            elif name == b"content-encoding":
+                text = value.decode("latin-1")
+                self.encoding = text if self.encoding is None else f"{self.encoding}, {text}"
+            elif name == b"accept-encoding":
+                self.coding = compression.choose(value.decode("latin-1"))
+            elif name == b"x-request-id":
+                text = value.decode("latin-1")
+                self.request_id = text if REQUEST_ID.fullmatch(text) else ""
+                self.keep = False
+            elif name == b"expect":
+                self.expects = value.lower() == b"100-continue"
+                self.keep = False
+            elif name == b"transfer-encoding":
+                self.keep = False
+            if name == key_header:
+                self.key = value.decode("latin-1")[:256]
+
+
+def find_route(url: bytes) -> tuple[tuple[str, str | None], str] | None:
+    """((model, version slot), route pattern) of an infer URL, None for any other."""
+    match = _INFER.fullmatch(url)
+    if match is None:
+        return None
+    slot = match[2].decode() if match[2] else None
+    pattern = "/v2/models/{model}/versions/{version}/infer" if slot else "/v2/models/{model}/infer"
+    return (match[1].decode(), slot), pattern
+
+
+def too_large(max_bytes: int) -> PayloadTooLarge:
+    """The error for a body over the limit."""
+    return PayloadTooLarge(f"the body is larger than {max_bytes} bytes", field="body")
