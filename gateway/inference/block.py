@@ -39,7 +39,8 @@ class ColumnSpec:
         self.one_row = [1, *self.trailing]
         letter = _PACK.get(spec.datatype)
         self.letter = letter
-        self.pack_row = struct.Struct(f"<{self.width}{letter}").pack_into if letter else None
+        # Of a datatype that is not packed this is never called.
+        self.pack = struct.Struct(f"<{self.width}{letter or 'x'}").pack_into
 
 
 class Layout:

@@ -135,6 +135,6 @@ def _union(calls: list[Call]) -> tuple[str, ...]:
     """The outputs that any of the calls wants, in order of first mention."""
     first = calls[0].plan
     assert first is not None
-    if all(call.plan is first for call in calls):
+    if len(calls) == 1 or all(call.plan is first for call in calls):
         return first.names
     return tuple(dict.fromkeys(name for call in calls if call.plan is not None for name in call.plan.names))

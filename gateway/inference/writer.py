@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import orjson
 
 from gateway.inference.call import Call
@@ -95,14 +94,13 @@ class Writer:
             call = calls[0]
             body, length, count = self._plain(call, plan, dict(zip(plan.names, arrays, strict=True)), {}, None)
             return [(body, length)], count
-        shapes = tuple((1, *array.shape[1:]) for array in arrays)
-        form = self._forms.get((plan.names, shapes)) or self._form(plan, shapes)
+        trailing = tuple([array.shape[1:] for array in arrays])
+        form = self._forms.get((plan.names, trailing)) or self._form(plan, trailing)
         nonfinite = 0
         columns: list[list[bytes]] = []
-        for spec, array in zip(plan.specs, arrays, strict=True):
-            rows = _rows(array)
-            if is_float(spec.datatype) and not np.isfinite(array).all():
-                nonfinite += sum([row.count(b"null") for row in rows])
+        for array in arrays:
+            rows, nulls = _rows(array)
+            nonfinite += nulls
             columns.append(rows)
         base = 0 if first_row is None else first_row
         replies = []
@@ -114,16 +112,17 @@ class Writer:
             replies.append((body, len(body)))
         return replies, nonfinite
 
-    def _form(self, plan: ReplyPlan, shapes: tuple[tuple[int, ...], ...]) -> bytes:
+    def _form(self, plan: ReplyPlan, trailing: tuple[tuple[int, ...], ...]) -> bytes:
         heads = [
-            self._head(name, at, shape, -1) for at, (name, shape) in enumerate(zip(plan.names, shapes, strict=True))
+            self._head(name, at, (1, *shape), -1)
+            for at, (name, shape) in enumerate(zip(plan.names, trailing, strict=True))
         ]
         escaped = [head.replace(b"%", b"%%") for head in heads]
         front = self._front.replace(b"%", b"%%")
         form = front + b'%b,"parameters":{"prediction_id":"%b"},"outputs":[' + b"%b]}".join((*escaped, b"")) + b"]}"
         if len(self._forms) >= MAX_PLANS:
             self._forms.clear()
-        self._forms[plan.names, shapes] = form
+        self._forms[plan.names, trailing] = form
         return form
 
     def _plain(
@@ -152,7 +151,7 @@ class Writer:
             else:
                 rows = texts.get(output.name)
                 if rows is None:
-                    rows = texts[output.name] = _rows(array)
+                    rows = texts[output.name] = _rows(array)[0]
                 text = b",".join(rows[start : start + call.rows])
             if is_float(spec.datatype):
                 nonfinite += text.count(b"null")
@@ -197,18 +196,21 @@ def _whole(array: Array) -> bytes:
     """All values of an array as JSON, without the outer brackets."""
     if array.dtype == object:
         return orjson.dumps(array.reshape(-1).tolist())[1:-1]
-    return orjson.dumps(np.ascontiguousarray(array).reshape(-1), option=orjson.OPT_SERIALIZE_NUMPY)[1:-1]
+    return orjson.dumps(array.reshape(-1), option=orjson.OPT_SERIALIZE_NUMPY)[1:-1]
 
 
-def _rows(array: Array) -> list[bytes]:
-    """The values of each row as JSON, without brackets."""
+def _rows(array: Array) -> tuple[list[bytes], int]:
+    """The values of each row as JSON, without brackets, and how many of them are null."""
     count = len(array)
     if array.dtype == object:
-        return [orjson.dumps(row.reshape(-1).tolist())[1:-1] for row in array.reshape(count, -1)]
-    width = array.size // count if count else 0
-    if width == 0:
-        return [b""] * count
-    flat = np.ascontiguousarray(array)
-    if width == 1:
-        return orjson.dumps(flat.reshape(-1), option=orjson.OPT_SERIALIZE_NUMPY)[1:-1].split(b",")
-    return orjson.dumps(flat.reshape(count, -1), option=orjson.OPT_SERIALIZE_NUMPY)[2:-2].split(_ROW_ENDS)
+        return [orjson.dumps(row.reshape(-1).tolist())[1:-1] for row in array.reshape(count, -1)], 0
+    if array.size == 0:
+        return [b""] * count, 0
+    if array.ndim > 2:
+        array = array.reshape(count, -1)
+    depth = array.ndim
+    text = orjson.dumps(array, option=orjson.OPT_SERIALIZE_NUMPY)[depth:-depth]
+    nulls = text.count(b"null")
+    if count == 1:
+        return [text], nulls
+    return text.split(b"," if depth == 1 else b"],["), nulls
