@@ -41,6 +41,8 @@ def test_nested_and_flat_json_give_the_same_array(datatype: str, data: st.DataOb
     expected = np.where(np.isfinite(array), array, np.nan).astype(array.dtype) if datatype.startswith("FP") else array
     for flat in (True, False):
         sent = json.loads(json.dumps(values(array, flat=flat)))
+        if sent is None:
+            continue  # null stands bare for nothing; a scalar NaN is sent as a list
         read = tensors.from_json(sent, array.shape, DATATYPES[datatype], "data")
         assert read.shape == array.shape
         assert read.dtype == array.dtype
