@@ -37,6 +37,10 @@ class Planned(Servable):
         self.planned = planned
         self._fleet = fleet
 
+    def withdraw(self) -> None:
+        """See Servable. Said too where it never served: it must not stay in the plan as one that is being prepared."""
+        self._fleet.forget(self.planned.incarnation)
+
     @property
     def is_held(self) -> bool:
         """True until every worker follows a plan without it and its last call is done."""

@@ -35,10 +35,10 @@ async def index(request: Request) -> Response:
 async def load(request: Request) -> Response:
     """``POST /v2/repository/models/{model}[/versions/{version}]/load``: answers when it is ready."""
     gateway = _writable(request)
-    name, version = request.path_params["model"], _version(request)
+    name = request.path_params["model"]
     await _check_load_parameters(request, gateway, name)
     try:
-        await gateway.repository.load(name, version)
+        await gateway.repository.load(name, _version(request))
     except HeadgateError as error:
         # Clients look for these words whatever the reason, an unknown name included.
         if "failed to load" not in error.message:

@@ -138,9 +138,9 @@ class Manager:
                 self._collect(entry, record, now)
             self._act(entry, now)
             self._move_aliases(entry)
-        self._forget()
-        self.table.publish({name: self._publish(entry) for name, entry in self.entries.items()})
-        self._release()
+        self._publish()
+        if self._release():
+            self._publish()
 
     def close(self) -> None:
         """Stop the trials that run, so that a server that ends need not wait for them."""
@@ -204,14 +204,17 @@ class Manager:
             return
         if isinstance(result, Report):
             attempt.report = result
+            if record.version not in self.wanted(entry, self.views(entry, now)):
+                # Removed or unloaded meanwhile: there is no need to load what would be withdrawn at once.
+                record.attempt = None
+                return
             counters = self._counters(entry.name, record.version)
             job = (entry.name, attempt.files, attempt.config, result, counters)
             attempt.job = self._executor.submit(self._loader.load, *job)
             return
         record.attempt = None
         record.failure = None
-        if record.servable is not None:
-            record.draining.append(record.servable)
+        _withdraw(record)
         record.servable, record.served = result, attempt.identity
         report = result.report
         facts = {"verified": report.verified, "sha256": report.sha256, "notes": list(report.notes)}
@@ -270,9 +273,8 @@ class Manager:
                 job = self._executor.submit(self._loader.check, entry.name, record.files, entry.config)
                 record.attempt = Attempt(identity, record.files, entry.config, job)
                 log.info("version found", extra={"event": "version-found", **_who(entry, record)})
-            elif record.servable is not None:
-                record.draining.append(record.servable)
-                record.servable, record.served = None, ()
+            else:
+                _withdraw(record)
                 log.info("version draining", extra={"event": "version-draining", **_who(entry, record)})
 
     def _desired_aliases(self, entry: Entry) -> dict[str, int]:
@@ -300,15 +302,26 @@ class Manager:
         for name in [name for name, entry in self.entries.items() if not entry.records and not entry.error]:
             del self.entries[name]
 
-    def _release(self) -> None:
-        """Let go of what drained. Only now, after publishing: no new request can take hold of it any more."""
+    def _release(self) -> bool:
+        """Let go of what drained; True where anything did.
+
+        Only after publishing: no new request can take hold of it any more.
+        """
+        released = False
         for entry in self.entries.values():
             for record in entry.records.values():
-                record.draining = [servable for servable in record.draining if not _gone(servable)]
+                draining = [servable for servable in record.draining if not _gone(servable)]
+                released |= len(draining) < len(record.draining)
+                record.draining = draining
+        return released
 
     # -- what others see
 
-    def _publish(self, entry: Entry) -> ModelTable:
+    def _publish(self) -> None:
+        self._forget()
+        self.table.publish({name: self._table(entry) for name, entry in self.entries.items()})
+
+    def _table(self, entry: Entry) -> ModelTable:
         ready = {version: r.servable for version, r in entry.records.items() if r.servable is not None}
         statuses = tuple(
             VersionStatus(version, *self._state(entry, entry.records[version])) for version in sorted(entry.records)
@@ -344,6 +357,14 @@ def _who(entry: Entry, record: Record) -> dict[str, Any]:
 
 def _empty(record: Record) -> bool:
     return record.files is None and record.servable is None and record.attempt is None and not record.draining
+
+
+def _withdraw(record: Record) -> None:
+    """What serves of a version, if anything, drains from now on."""
+    if record.servable is not None:
+        record.servable.withdraw()
+        record.draining.append(record.servable)
+        record.servable, record.served = None, ()
 
 
 def _gone(servable: Servable) -> bool:

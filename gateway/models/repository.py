@@ -177,7 +177,8 @@ class Repository:
         if not self._manager.wishes.get(name).excludes(version):
             raise Conflict(f"failed to unload {name!r}: another request loaded it meanwhile")
         records = [record for record in entry.records.values() if version in (None, record.version)]
-        return not any(record.servable or record.attempt or record.draining for record in records)
+        # A trial that still runs is not waited for: what comes of it will not be loaded.
+        return not any(record.servable or record.draining for record in records)
 
 
 def _failed(name: str, version: int, error: HeadgateError) -> HeadgateError:

@@ -41,6 +41,9 @@ class Servable:
         self.in_flight = 0
         self.labels = {name: rule.labels for name, rule in config.outputs.items() if rule.labels}
 
+    def withdraw(self) -> None:
+        """It is not wanted any more: no new request gets it, and it goes when nothing holds it."""
+
     @property
     def is_held(self) -> bool:
         """True while a request needs it."""

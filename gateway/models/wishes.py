@@ -34,9 +34,9 @@ class ModelWishes(msgspec.Struct, frozen=True):
     pinned: tuple[int, ...] = ()
 
     def excludes(self, version: int | None) -> bool:
-        """Whether a version, or (None) the model, is out by request."""
+        """Whether a version, or (None) the whole model, is out by request."""
         if version is None:
-            return self.all_held
+            return self.all_held and not self.pinned
         return version in self.held or (self.all_held and version not in self.pinned)
 
     def policy(self) -> Wishes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 from onnx import TensorProto, helper
 
 from tests.onnx_models import build
@@ -98,3 +99,17 @@ def averaging_rows() -> bytes:
         [("y", TensorProto.FLOAT, ("M", 4))],
         {"axis": np.array([0], np.int64)},
     )
+
+
+def as_slow_as_asked(width: int = 48) -> bytes:
+    """y = x after max(x) multiplications of two matrices: quick for small numbers, endless for large ones."""
+    model = onnx.load_from_string(looping(0, width))
+    graph = model.graph
+    del graph.initializer[[each.name for each in graph.initializer].index("trips")]
+    largest = helper.make_node("ReduceMax", ["x"], ["largest"], keepdims=0)
+    trips = helper.make_node("Cast", ["largest"], ["trips"], to=TensorProto.INT64)
+    for node in (trips, largest):
+        graph.node.insert(0, node)
+    for tensor in (*graph.input, *graph.output):
+        tensor.type.tensor_type.shape.dim[0].dim_value = 1
+    return bytes(model.SerializeToString())

@@ -13,7 +13,6 @@ from gateway.models.manager import Manager
 from gateway.models.manifest import Lineage
 from gateway.models.quarantine import Report
 from gateway.models.servable import Servable
-from gateway.models.session import Session
 from gateway.models.source import ModelFolder, Source, VersionFiles
 from gateway.models.table import ServingTable
 from gateway.models.wishes import WishBook
@@ -24,12 +23,24 @@ DEFAULTS = ModelConfig()
 Verdict = Callable[[str, int], HeadgateError | None]
 
 
+class FakeServable(Servable):
+    """Notes that it was withdrawn."""
+
+    def __init__(self, withdrawn: list[int], *args: Any) -> None:
+        super().__init__(*args)
+        self._withdrawn = withdrawn
+
+    def withdraw(self) -> None:
+        self._withdrawn.append(self.version)
+
+
 class FakeLoader:
     """A loader whose results are arguments: why a version fails to pass or to load, or None."""
 
     def __init__(self, checked: Verdict = lambda *_: None, loaded: Verdict = lambda *_: None) -> None:
         self.checked, self.loaded = checked, loaded
         self.checks: list[tuple[str, int]] = []
+        self.withdrawn: list[int] = []
         self.closed = False
 
     def check(self, model: str, files: VersionFiles, config: ModelConfig) -> Report:
@@ -41,7 +52,7 @@ class FakeLoader:
         self, model: str, files: VersionFiles, config: ModelConfig, found: Report, counters: VersionCounters
     ) -> Servable:
         _raise(self.loaded(model, files.version))
-        return Servable(model, files.version, cast(Session, None), config, found, Lineage(), counters)
+        return FakeServable(self.withdrawn, model, files.version, None, config, found, Lineage(), counters)
 
     def close(self) -> None:
         self.closed = True

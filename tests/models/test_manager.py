@@ -524,6 +524,34 @@ def test_an_unloaded_model_stays_out_and_a_pinned_version_comes_back_alone() -> 
     assert life.ready() == [3]
 
 
+def test_a_version_unloaded_during_its_trial_is_not_loaded() -> None:
+    life = Lifecycle()
+    life.put(1)
+    life.step(2)
+    life.manager.wishes.put("m", ModelWishes(held=(1,)))
+    life.jobs.run()
+    life.step()
+    assert life.jobs.jobs == []
+    assert life.state(1) == ("UNAVAILABLE", "unloaded by request")
+    life.manager.wishes.put("m", ModelWishes())
+    life.settle()
+    assert life.ready() == [1]
+
+
+def test_a_version_unloaded_while_it_is_loaded_never_answers_and_is_withdrawn() -> None:
+    life = Lifecycle()
+    life.put(1)
+    life.step(2)
+    life.jobs.run()
+    life.step()
+    life.manager.wishes.put("m", ModelWishes(held=(1,)))
+    life.jobs.run()
+    life.step(2)
+    assert life.ready() == []
+    assert life.state(1) == ("UNAVAILABLE", "unloaded by request")
+    assert life.loader.withdrawn == [1]
+
+
 def test_a_pinned_version_serves_beside_those_of_the_rule() -> None:
     life = serving(1, 2)
     life.manager.wishes.put("m", ModelWishes(pinned=(1,)))

@@ -161,6 +161,8 @@ def test_aliases_do_not_touch_each_other_and_nothing_is_changed_by_asking(
         (UNLOADED, None, True),
         (UNLOADED, 1, True),
         (ModelWishes(all_held=True, pinned=(1,)), 1, False),
+        (ModelWishes(all_held=True, pinned=(1,)), 2, True),
+        (ModelWishes(all_held=True, pinned=(1,)), None, False),
         (ModelWishes(held=(1,)), 1, True),
         (ModelWishes(held=(1,)), 2, False),
         (ModelWishes(held=(1,)), None, False),
