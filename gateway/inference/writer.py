@@ -7,6 +7,7 @@ A reply that needs more (classes, literal NaN) is written by `oip.response`; bot
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import prod
 from typing import Any
 
 import orjson
@@ -22,16 +23,20 @@ _ROW_ENDS = b"],["
 
 
 class ReplyPlan:
-    """How the replies to one set of requested outputs are put together. `names`: what the session must compute."""
+    """How the replies to one set of requested outputs are put together.
 
-    __slots__ = ("binary", "names", "outputs", "special", "specs")
+    `names`: what the session must compute. `special`: some output cannot be written by a form. `forms`: see `_form`.
+    """
+
+    __slots__ = ("forms", "names", "outputs", "special", "specs")
 
     def __init__(self, outputs: tuple[OutputRequest, ...], specs: Mapping[str, TensorSpec]) -> None:
         self.outputs = outputs
         self.names = tuple(output.name for output in outputs)
         self.specs = tuple(specs[name] for name in self.names)
-        self.binary = any(output.binary for output in outputs)
-        self.special = any(output.classification for output in outputs)
+        strings = any(output.binary and specs[output.name].datatype == "BYTES" for output in outputs)
+        self.special = strings or any(output.classification for output in outputs)
+        self.forms: dict[tuple[Any, ...], bytes] = {}
 
 
 class Writer:
@@ -44,7 +49,6 @@ class Writer:
         self._labels = labels
         self._specs = {spec.name: spec for spec in contract.outputs}
         self._plans: dict[tuple[OutputRequest, ...], ReplyPlan] = {}
-        self._forms: dict[tuple[Any, ...], bytes] = {}
         self._heads: dict[tuple[Any, ...], bytes] = {}
         self._front = b'{"model_name":%b,"model_version":"%d","id":' % (orjson.dumps(model), version)
 
@@ -66,10 +70,10 @@ class Writer:
         single call of the batch owns them whole.
         """
         first = calls[0].plan if calls else None
-        plain = first is not None and not first.binary and not first.special and first.names == names
-        if plain and all(call.plan is first and call.rows == 1 and not call.literal for call in calls):
-            assert first is not None
-            return self._alike(first, calls, arrays, first_row)
+        if first is not None and not first.special and first.names == names:
+            rows = calls[0].rows
+            if all([call.plan is first and call.rows == rows and not call.literal for call in calls]):
+                return self._alike(first, calls, arrays, first_row, rows)
         by_name = dict(zip(names, arrays, strict=True))
         texts: dict[str, list[bytes]] = {}
         replies: list[tuple[bytes, int]] = []
@@ -78,7 +82,7 @@ class Writer:
             plan = call.plan
             assert plan is not None
             start = 0 if first_row is None else call.row - first_row
-            if plan.special or call.literal:
+            if call.literal or any(output.classification for output in plan.outputs):
                 body, length, count = self._general(call, plan, by_name, start, whole=first_row is None)
             else:
                 body, length, count = self._plain(call, plan, by_name, texts, None if first_row is None else start)
@@ -87,42 +91,53 @@ class Writer:
         return replies, nonfinite
 
     def _alike(
-        self, plan: ReplyPlan, calls: Sequence[Call], arrays: Sequence[Array], first_row: int | None
+        self, plan: ReplyPlan, calls: Sequence[Call], arrays: Sequence[Array], first_row: int | None, rows: int
     ) -> tuple[list[tuple[bytes, int]], int]:
-        """Single rows, all JSON, all outputs in one order: what most batches are. One format a reply."""
-        if first_row is None and any(array.ndim == 0 or len(array) != 1 for array in arrays):
-            call = calls[0]
-            body, length, count = self._plain(call, plan, dict(zip(plan.names, arrays, strict=True)), {}, None)
+        """Calls of as many rows and the same outputs: what most batches are. One format a reply."""
+        if first_row is None and any([array.ndim == 0 or len(array) != rows for array in arrays]):
+            body, length, count = self._plain(calls[0], plan, dict(zip(plan.names, arrays, strict=True)), {}, None)
             return [(body, length)], count
-        trailing = tuple([array.shape[1:] for array in arrays])
-        form = self._forms.get((plan.names, trailing)) or self._form(plan, trailing)
+        key = (rows, *[array.shape[1:] for array in arrays])
+        form = plan.forms.get(key) or self._form(plan, key)
         nonfinite = 0
-        columns: list[list[bytes]] = []
-        for array in arrays:
-            rows, nulls = _rows(array)
-            nonfinite += nulls
-            columns.append(rows)
-        base = 0 if first_row is None else first_row
+        texts: list[list[bytes]] = []
+        blobs: list[tuple[bytes, int]] = []
+        for output, spec, array in zip(plan.outputs, plan.specs, arrays, strict=True):
+            if output.binary:
+                raw = to_binary(array, DATATYPES[spec.datatype])
+                blobs.append((raw, len(raw) // len(array) if len(array) else 0))
+            else:
+                cut, nulls = _rows(array)
+                nonfinite += nulls
+                texts.append(cut)
         replies = []
         for call in calls:
-            row = call.row - base if first_row is not None else 0
+            row = 0 if first_row is None else call.row - first_row
             pid = call.prediction_id
             call_id = orjson.dumps(call.id) if call.id else b'"%b"' % pid
-            body = form % (call_id, pid, *[column[row] for column in columns])
-            replies.append((body, len(body)))
+            if rows == 1:
+                body = form % (call_id, pid, *[text[row] for text in texts])
+            else:
+                body = form % (call_id, pid, *[b",".join(text[row : row + rows]) for text in texts])
+            length = len(body)
+            if blobs:
+                body = b"".join([body, *[raw[row * width : (row + rows) * width] for raw, width in blobs]])
+            replies.append((body, length))
         return replies, nonfinite
 
-    def _form(self, plan: ReplyPlan, trailing: tuple[tuple[int, ...], ...]) -> bytes:
-        heads = [
-            self._head(name, at, (1, *shape), -1)
-            for at, (name, shape) in enumerate(zip(plan.names, trailing, strict=True))
-        ]
-        escaped = [head.replace(b"%", b"%%") for head in heads]
+    def _form(self, plan: ReplyPlan, key: tuple[Any, ...]) -> bytes:
+        """The JSON part of such a reply with a place for the id, the prediction id and each output's values."""
+        rows, *trailing = key
+        pieces = []
+        for at, (output, spec, shape) in enumerate(zip(plan.outputs, plan.specs, trailing, strict=True)):
+            size = rows * prod(shape) * DATATYPES[spec.datatype].size if output.binary else -1
+            head = self._head(output.name, at, (rows, *shape), size).replace(b"%", b"%%")
+            pieces.append(head if output.binary else head + b"%b]}")
         front = self._front.replace(b"%", b"%%")
-        form = front + b'%b,"parameters":{"prediction_id":"%b"},"outputs":[' + b"%b]}".join((*escaped, b"")) + b"]}"
-        if len(self._forms) >= MAX_PLANS:
-            self._forms.clear()
-        self._forms[plan.names, trailing] = form
+        form = front + b'%b,"parameters":{"prediction_id":"%b"},"outputs":[' + b"".join(pieces) + b"]}"
+        if len(plan.forms) >= MAX_PLANS:
+            plan.forms.clear()
+        plan.forms[key] = form
         return form
 
     def _plain(
@@ -202,10 +217,10 @@ def _whole(array: Array) -> bytes:
 def _rows(array: Array) -> tuple[list[bytes], int]:
     """The values of each row as JSON, without brackets, and how many of them are null."""
     count = len(array)
-    if array.dtype == object:
-        return [orjson.dumps(row.reshape(-1).tolist())[1:-1] for row in array.reshape(count, -1)], 0
     if array.size == 0:
         return [b""] * count, 0
+    if array.dtype == object:
+        return [orjson.dumps(row.reshape(-1).tolist())[1:-1] for row in array.reshape(count, -1)], 0
     if array.ndim > 2:
         array = array.reshape(count, -1)
     depth = array.ndim
