@@ -70,7 +70,8 @@ class Writer:
         single call of the batch owns them whole.
         """
         first = calls[0].plan if calls else None
-        if first is not None and not first.special and first.names == names:
+        empty = 0 in [array.size for array in arrays]
+        if first is not None and not first.special and not empty and first.names == names:
             rows = calls[0].rows
             if all([call.plan is first and call.rows == rows and not call.literal for call in calls]):
                 return self._alike(first, calls, arrays, first_row, rows)
@@ -82,7 +83,7 @@ class Writer:
             plan = call.plan
             assert plan is not None
             start = 0 if first_row is None else call.row - first_row
-            if call.literal or any(output.classification for output in plan.outputs):
+            if empty or call.literal or any(output.classification for output in plan.outputs):
                 body, length, count = self._general(call, plan, by_name, start, whole=first_row is None)
             else:
                 body, length, count = self._plain(call, plan, by_name, texts, None if first_row is None else start)
@@ -217,8 +218,6 @@ def _whole(array: Array) -> bytes:
 def _rows(array: Array) -> tuple[list[bytes], int]:
     """The values of each row as JSON, without brackets, and how many of them are null."""
     count = len(array)
-    if array.size == 0:
-        return [b""] * count, 0
     if array.dtype == object:
         return [orjson.dumps(row.reshape(-1).tolist())[1:-1] for row in array.reshape(count, -1)], 0
     if array.ndim > 2:
