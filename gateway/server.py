@@ -104,7 +104,8 @@ class Supervisor:
             facts = {"event": "process-ended", "role": child.name, "pid": pid, "exit_code": code}
             if self._stopping_since is not None:
                 log.info("process ended", extra=facts)
-                if code != 0:
+                # A process that is still starting has no handler yet: the signal itself ends it, as it should.
+                if code not in (0, -signal.SIGTERM):
                     self._exit_code = 1
                 continue
             log.error("process ended", extra=facts)

@@ -21,6 +21,9 @@ from gateway.workers.worker import read_all
 
 log = logging.getLogger("headgate.control")
 
+LOADS = 4
+"""Versions of different models that are tried or loaded at once: a few that hang must not hold up the others."""
+
 NICENESS = 5
 """The control process stands behind the workers when cores are short."""
 
@@ -34,7 +37,7 @@ async def main(place: Place) -> None:
     repositories: list[Repository] = []
     table = FleetTable(fleet, lambda: fleet.plan.settled or repositories[0].settled)
     counters = CounterStore(place.folder.counters(place.slot))
-    lifecycle = ThreadPoolExecutor(2, thread_name_prefix="lifecycle")
+    lifecycle = ThreadPoolExecutor(LOADS, thread_name_prefix="lifecycle")
     manager = Manager(
         Source(settings.models, settings.quiet_s),
         FleetLoader(state.loader_for(settings), fleet),
