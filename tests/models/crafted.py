@@ -101,14 +101,16 @@ def averaging_rows() -> bytes:
     )
 
 
-def as_slow_as_asked(width: int = 48) -> bytes:
-    """y = x after max(x) multiplications of two matrices: quick for small numbers, endless for large ones."""
+def as_slow_as_asked(width: int = 48, at_least: int = 3000) -> bytes:
+    """y = x after max(x) multiplications of two matrices, but never so few that it would run in the event loop."""
     model = onnx.load_from_string(looping(0, width))
     graph = model.graph
     del graph.initializer[[each.name for each in graph.initializer].index("trips")]
     largest = helper.make_node("ReduceMax", ["x"], ["largest"], keepdims=0)
-    trips = helper.make_node("Cast", ["largest"], ["trips"], to=TensorProto.INT64)
-    for node in (trips, largest):
+    enough = helper.make_node("Max", ["largest", "least"], ["enough"])
+    trips = helper.make_node("Cast", ["enough"], ["trips"], to=TensorProto.INT64)
+    graph.initializer.append(onnx.numpy_helper.from_array(np.array(at_least, np.float32), "least"))
+    for node in (trips, enough, largest):
         graph.node.insert(0, node)
     for tensor in (*graph.input, *graph.output):
         tensor.type.tensor_type.shape.dim[0].dim_value = 1
