@@ -22,8 +22,7 @@ from gateway import __version__, host
 from gateway.kinds import GIB, MIB
 from gateway.models.manifest import MODEL
 from gateway.models.options import SessionOptions
-from gateway.models.policy import VersionView, Wishes, aspired
-from gateway.models.source import ModelFolder, Source
+from gateway.models.source import ModelFolder, Source, wanted_versions
 from gateway.settings import CONFIG_VARIABLE, PREFIX, Settings, service_links
 
 Status = Literal["ok", "warn", "fail"]
@@ -318,16 +317,6 @@ def check_variables(environ: Mapping[str, str]) -> Check:
         found += f"; ignored as made by Kubernetes: {', '.join(links)}"
         return Check("variables", "warn", found, "set enableServiceLinks: false in the pod, or rename the Service")
     return Check("variables", "ok", found)
-
-
-def wanted_versions(folders: Mapping[str, ModelFolder]) -> int:
-    """How many versions the rules in the model folder ask for: so many sessions share the cores, at least one."""
-    count = 0
-    for folder in folders.values():
-        if folder.config is not None:
-            views = [VersionView(version) for version in folder.versions]
-            count += len(aspired(views, folder.config.versions, folder.config.aliases.values(), Wishes()))
-    return max(1, count)
 
 
 def _runtime(configured: tuple[str, ...]) -> Runtime:

@@ -15,6 +15,7 @@ from gateway import host
 from gateway.inference.admission import Quotas
 from gateway.inference.pipeline import Pipeline
 from gateway.models.loader import QuarantineLoader
+from gateway.models.source import Source, wanted_versions
 from gateway.models.table import ServingTable
 from gateway.oip.limits import Limits
 from gateway.settings import Settings
@@ -147,8 +148,13 @@ def worker_count(settings: Settings) -> int:
 
 
 def loader_for(settings: Settings) -> QuarantineLoader:
-    """The loader of any process of this server; cores are divided over the workers."""
-    threads = host.intra_op_threads(host.cores().count, 1, worker_count(settings), settings.intra_op_threads)
+    """The loader of any process of this server; cores are divided over workers and sessions."""
+    # What lies in the folder now: versions that come later get the same share.
+    try:
+        sessions = wanted_versions(Source(settings.models).scan())
+    except OSError:
+        sessions = 1
+    threads = host.intra_op_threads(host.cores().count, sessions, worker_count(settings), settings.intra_op_threads)
     return QuarantineLoader(
         timeout_s=settings.quarantine_timeout_s,
         memory_bytes=settings.quarantine_memory_bytes,

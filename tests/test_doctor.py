@@ -16,7 +16,7 @@ import pytest
 from gateway import doctor, host
 from gateway.doctor import Check, Runtime
 from gateway.models import config
-from gateway.models.source import ModelFolder, VersionFiles
+from gateway.models.source import ModelFolder, VersionFiles, wanted_versions
 from gateway.settings import Settings
 
 GIB = 1 << 30
@@ -220,11 +220,11 @@ def test_a_version_that_is_still_arriving_is_a_warning_with_its_name() -> None:
 
 def test_the_sessions_are_those_that_the_rules_ask_for() -> None:
     three = (version(1), version(2), version(3))
-    assert doctor.wanted_versions({}) == 1
-    assert doctor.wanted_versions(folders(folder("a", *three), folder("b", version(1)))) == 2
-    assert doctor.wanted_versions(folders(folder("a", *three, toml=b'[versions]\npolicy = "all"\n'))) == 3
-    assert doctor.wanted_versions(folders(folder("a", *three, toml=b"[aliases]\nchampion = 1\n"))) == 2
-    assert doctor.wanted_versions(folders(folder("a", *three, error="broken"))) == 1
+    assert wanted_versions({}) == 1
+    assert wanted_versions(folders(folder("a", *three), folder("b", version(1)))) == 2
+    assert wanted_versions(folders(folder("a", *three, toml=b'[versions]\npolicy = "all"\n'))) == 3
+    assert wanted_versions(folders(folder("a", *three, toml=b"[aliases]\nchampion = 1\n"))) == 2
+    assert wanted_versions(folders(folder("a", *three, error="broken"))) == 1
 
 
 @pytest.mark.parametrize(

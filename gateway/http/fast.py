@@ -26,7 +26,7 @@ from gateway.errors import (
     URITooLong,
 )
 from gateway.http import replies
-from gateway.http.head import Head, find_route, too_large
+from gateway.http.head import Head, find_route, split, too_large
 from gateway.inference.call import Call
 
 if TYPE_CHECKING:
@@ -102,11 +102,15 @@ class FastProtocol(HttpToolsProtocol):
         if self.at_start:
             end = data.find(b"\r\n\r\n")
             block = data[:end] if end > 0 else None
+            request_id = ""
             head = self.heads.get(block) if block is not None else None
+            if head is None and block is not None and len(block) <= MAX_HEAD_BYTES:
+                block, request_id = split(block)
+                head = self.heads.get(block)
             if head is not None and len(data) == end + 4 + head.length and not self._asgi_is_busy():
                 self.since = self.clock.now
                 self.stage = IDLE
-                call = self._admit(head)
+                call = self._admit(head, request_id)
                 if call is not None:
                     self.inference.submit(call, data[end + 4 :], head.header, head.encoding)
                 return
@@ -249,7 +253,7 @@ class FastProtocol(HttpToolsProtocol):
             if len(self.heads) >= MAX_HEADS:
                 self.heads.clear()
             self.heads[seen] = head
-        self.call = self._admit(head)
+        self.call = self._admit(head, head.request_id)
         if head.expects and self.call is not None and len(self.order) == 1:
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
@@ -291,12 +295,12 @@ class FastProtocol(HttpToolsProtocol):
 
     # -- headers
 
-    def _admit(self, head: Head) -> Call | None:
+    def _admit(self, head: Head, request_id: str) -> Call | None:
         """A call in its place among the replies; None when it was refused."""
         try:
-            call = self.inference.admit(head.target, self, time.monotonic_ns(), head.request_id, head.key)
+            call = self.inference.admit(head.target, self, time.monotonic_ns(), request_id, head.key)
         except HeadgateError as error:
-            self._refuse(_Refusal(b"", close=head.close), error, head.request_id or secrets.token_hex(8), head.route)
+            self._refuse(_Refusal(b"", close=head.close), error, request_id or secrets.token_hex(8), head.route)
             return None
         call.head = head
         if head.close:

@@ -68,7 +68,6 @@ class Head:
             elif name == b"x-request-id":
                 text = value.decode("latin-1")
                 self.request_id = text if REQUEST_ID.fullmatch(text) else ""
-                self.keep = False
             elif name == b"expect":
                 self.expects = value.lower() == b"100-continue"
                 self.keep = False
@@ -76,6 +75,22 @@ class Head:
                 self.keep = False
             if name == key_header:
                 self.key = value.decode("latin-1")[:256]
+
+
+_VARYING = re.compile(rb"\r\n(x-request-id|traceparent|tracestate): ?([!-~]{1,256})(?=\r\n|\Z)", re.IGNORECASE)
+
+
+def split(block: bytes) -> tuple[bytes, str]:
+    """A block of headers without those that differ with every request, and the request id among them, if any.
+
+    What is taken out is a well-formed header line, so the parser would have read the rest the same without it.
+    """
+    request_id = ""
+    for name, value in _VARYING.findall(block):
+        if name.lower() == b"x-request-id":
+            text = value.decode("ascii")
+            request_id = text if REQUEST_ID.fullmatch(text) else ""
+    return _VARYING.sub(b"", block), request_id
 
 
 def find_route(url: bytes) -> tuple[tuple[str, str | None], str] | None:

@@ -30,6 +30,9 @@ log = logging.getLogger("headgate.inference")
 SWEEP_S = 0.05
 """How often calls behind a long run are looked at for passed deadlines."""
 
+QUIET_TURNS = 16
+"""After so many turns that brought a single call each, a call runs at once and not at the end of its turn."""
+
 TURN_NS = 5_000_000
 """Runs of one turn take at most about this long; then the loop looks at its sockets again."""
 
@@ -54,6 +57,9 @@ class Pipeline:
         self._max_ns = int(max_deadline_s * 1e9)
         self._engines: dict[Servable, Engine] = {}
         self._due: list[Engine] = []
+        self._flush_asked = False
+        self._calls = 0
+        self._quiet_turns = 0
         self._sweeping = False
 
     # -- in
@@ -110,11 +116,15 @@ class Pipeline:
             self._defect(call, error)
             return
         engine.batcher.add(call)
-        if not engine.scheduled and engine.running is None:
-            engine.scheduled = True
-            if not self._due:
-                asyncio.get_running_loop().call_soon(self._flush)
-            self._due.append(engine)
+        self._calls += 1
+        if engine.scheduled or engine.running is not None:
+            return
+        if self._calls == 1 and self._quiet_turns >= QUIET_TURNS:
+            # Nobody else is about: the answer need not wait until the loop has looked at its sockets again.
+            self._ask_for_flush()
+            self._advance(engine)
+        else:
+            self._schedule(engine)
 
     def refuse(self, call: Call, error: HeadgateError) -> None:
         """Answer a call with an error."""
@@ -162,7 +172,22 @@ class Pipeline:
         engine = self._engines[servable] = Engine(servable, self.limits)
         return engine
 
+    def _schedule(self, engine: Engine) -> None:
+        """Run what waits for `engine` at the end of this turn."""
+        engine.scheduled = True
+        self._due.append(engine)
+        self._ask_for_flush()
+
+    def _ask_for_flush(self) -> None:
+        if not self._flush_asked:
+            self._flush_asked = True
+            asyncio.get_running_loop().call_soon(self._flush)
+
     def _flush(self) -> None:
+        """The end of a turn: run what it brought."""
+        self._quiet_turns = self._quiet_turns + 1 if self._calls == 1 else 0
+        self._calls = 0
+        self._flush_asked = False
         due, self._due = self._due, []
         for engine in due:
             engine.scheduled = False
@@ -184,10 +209,7 @@ class Pipeline:
                 return
             self._deliver(engine, batch, engine.execute(batch))
             if engine.batcher and time.monotonic_ns() - began_ns > TURN_NS:
-                engine.scheduled = True
-                if not self._due:
-                    asyncio.get_running_loop().call_soon(self._flush)
-                self._due.append(engine)
+                self._schedule(engine)
                 return
 
     def _run_apart(self, engine: Engine, batch: Batch, expected_s: float) -> None:

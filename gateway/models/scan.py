@@ -30,6 +30,19 @@ _OUTSIDE_OPS = frozenset(
 )
 # The namespaces of the runtime itself: a model's own functions may not pose as its operators.
 _RUNTIME_DOMAINS = ("ai.onnx.", "com.microsoft.", "com.ms.", "org.pytorch.aten")
+# What ONNX Runtime 1.31 imports into every file that it writes, and what onnx itself may import without use.
+_NAMED_BY_RUNTIME = frozenset(
+    {
+        "ai.onnx.preview",
+        "ai.onnx.preview.training",
+        "ai.onnx.training",
+        "com.microsoft.dml",
+        "com.microsoft.experimental",
+        "com.microsoft.nchwc",
+        "com.ms.internal.nhwc",
+        "org.pytorch.aten",
+    }
+)
 # Where an operator takes its output's size (or, for Tile, a factor of it) from a tensor: the input's position.
 _SIZED_BY_INPUT = {"ConstantOfShape": 0, "Expand": 1, "Tile": 1}
 
@@ -164,12 +177,16 @@ class _Scan:
     # Operators
 
     def _opsets(self, message: Message, owner: str) -> dict[str, int]:
-        """The imported versions by domain, all of them domains the model may use."""
+        """The imported versions by domain.
+
+        ONNX Runtime names all of its own domains in every file that it writes; to name one is not to use it.
+        """
         opsets = {}
         for span in message.spans("opset_import"):
             opset = self._reader.read(wire.OPSET, [span])
             domain = opset.text("domain")
-            if domain not in self._limits.domains and domain not in self._function_domains:
+            known = domain in self._limits.domains or domain in self._function_domains
+            if not known and domain not in _NAMED_BY_RUNTIME:
                 raise LoadRejected(f"Operators of domain {_quoted(domain)}, imported by {owner}, are not allowed.")
             opsets[domain] = opset.number("version")
         return opsets

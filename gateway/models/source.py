@@ -13,6 +13,7 @@ from pathlib import Path
 
 from gateway.errors import LoadRejected
 from gateway.models import config as model_config
+from gateway.models import policy
 from gateway.models.manifest import GOLDEN, MANIFEST, MODEL, check_model_name, parse_version, read_file, read_manifest
 
 CONFIG = "model.toml"
@@ -156,3 +157,13 @@ def _fingerprint(files: Mapping[str, os.stat_result]) -> str:
         facts = (name, status.st_size, status.st_mtime_ns, status.st_ino, stat.S_IFMT(status.st_mode))
         digest.update(repr(facts).encode())
     return digest.hexdigest()[:16]
+
+
+def wanted_versions(folders: Mapping[str, ModelFolder]) -> int:
+    """How many versions the rules in the model folder ask for: so many sessions share the cores, at least one."""
+    count = 0
+    for folder in folders.values():
+        if folder.config is not None:
+            views = [policy.VersionView(version) for version in folder.versions]
+            count += len(policy.aspired(views, folder.config.versions, folder.config.aliases.values(), policy.Wishes()))
+    return max(1, count)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import math
 import os
 import signal
 import socket
@@ -147,7 +148,7 @@ class Server(uvicorn.Server):
                 access_log=False,
                 server_header=False,
                 proxy_headers=False,
-                timeout_graceful_shutdown=max(1, round(gateway.settings.drain_s)),
+                timeout_graceful_shutdown=math.ceil(gateway.settings.drain_s),
             )
         )
         self.gateway = gateway

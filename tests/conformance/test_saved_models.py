@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
-import pytest
 
 from tests.conformance.protocol import Client
 from tests.onnx_models import put
@@ -16,7 +15,6 @@ from tests.servers import Server
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
-@pytest.mark.xfail(reason="the scan refuses a domain that is imported, although no node uses it")
 def test_a_model_that_onnxruntime_optimised_and_saved_is_served(
     tmp_path: Path, start_server: Callable[..., Server]
 ) -> None:
