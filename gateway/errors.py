@@ -88,7 +88,7 @@ class UnknownModel(NotFound):
     code = "unknown-model"
 
     def __init__(self, name: str) -> None:
-        super().__init__(f"Request for unknown model: {name!r} is not found")
+        super().__init__(f"Request for unknown model: {name[:64]!r} is not found")
 
 
 class UnknownVersion(NotFound):
@@ -97,7 +97,7 @@ class UnknownVersion(NotFound):
     code = "unknown-version"
 
     def __init__(self, name: str, version: str) -> None:
-        super().__init__(f"Request for unknown model version: {name!r} version {version!r} is not found")
+        super().__init__(f"Request for unknown model version: {name[:64]!r} version {version[:64]!r} is not found")
 
 
 class Forbidden(ClientError):

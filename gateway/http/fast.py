@@ -54,16 +54,6 @@ class _Busy:
     response_complete = False
 
 
-class _Refusal:
-    """A reply that needs no call, in its place among the others."""
-
-    __slots__ = ("close", "reply")
-
-    def __init__(self, reply: bytes, *, close: bool) -> None:
-        self.reply: bytes | None = reply
-        self.close = close
-
-
 class FastProtocol(HttpToolsProtocol):
     """One connection. It is the Door of its calls."""
 
@@ -75,7 +65,7 @@ class FastProtocol(HttpToolsProtocol):
         self.clock = gateway.clock
         self.key_header = gateway.settings.client_key_header.encode()
         self.heads = gateway.heads
-        self.order: deque[Call | _Refusal] = deque()
+        self.order: deque[Call | replies.Refusal] = deque()
         self.head: Head | None = None
         self.call: Call | None = None
         self.seen: bytes | None = None
@@ -247,7 +237,9 @@ class FastProtocol(HttpToolsProtocol):
         try:
             head.read(self.headers, self.key_header, self.inference.limits.max_body_bytes)
         except HeadgateError as error:
-            self._refuse(_Refusal(b"", close=head.close), error, head.request_id or secrets.token_hex(8), head.route)
+            self._refuse(
+                replies.Refusal(b"", close=head.close), error, head.request_id or secrets.token_hex(8), head.route
+            )
             return
         if seen is not None and head.keep and head.length >= 0 and len(seen) <= MAX_HEAD_BYTES:
             if len(self.heads) >= MAX_HEADS:
@@ -300,7 +292,7 @@ class FastProtocol(HttpToolsProtocol):
         try:
             call = self.inference.admit(head.target, self, time.monotonic_ns(), request_id, head.key)
         except HeadgateError as error:
-            self._refuse(_Refusal(b"", close=head.close), error, request_id or secrets.token_hex(8), head.route)
+            self._refuse(replies.Refusal(b"", close=head.close), error, request_id or secrets.token_hex(8), head.route)
             return None
         call.head = head
         if head.close:
@@ -358,7 +350,7 @@ class FastProtocol(HttpToolsProtocol):
             call.close = True
         self._refuse(call, error, call.name(), head.route)
 
-    def _refuse(self, place: Call | _Refusal, error: HeadgateError, request_id: str, route: str) -> None:
+    def _refuse(self, place: Call | replies.Refusal, error: HeadgateError, request_id: str, route: str) -> None:
         """Answer with an error, in its turn."""
         if place is self.call:
             self.call = None
@@ -367,7 +359,7 @@ class FastProtocol(HttpToolsProtocol):
             self.gateway.log_access(route, error.status, time.monotonic_ns(), request_id)
         self._join_default_headers()
         place.reply = replies.refusal(self.gateway.joined_headers, error, request_id, close=place.close)
-        if isinstance(place, _Refusal):
+        if isinstance(place, replies.Refusal):
             self.order.append(place)
         if self.order and self.order[0] is place:
             self._send()
@@ -407,7 +399,7 @@ class FastProtocol(HttpToolsProtocol):
             else:
                 self.cycle.keep_alive = False
             return
-        self._refuse(_Refusal(b"", close=True), error, secrets.token_hex(8), "_malformed_")
+        self._refuse(replies.Refusal(b"", close=True), error, secrets.token_hex(8), "_malformed_")
 
     def _send(self) -> None:
         """Write every reply that is due."""

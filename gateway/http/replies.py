@@ -15,6 +15,16 @@ OK = (
 """The reply to most requests: default headers, prediction id, length, request id, body."""
 
 
+class Refusal:
+    """A reply that needs no call, in its place among the others."""
+
+    __slots__ = ("close", "reply")
+
+    def __init__(self, reply: bytes, *, close: bool) -> None:
+        self.reply: bytes | None = reply
+        self.close = close
+
+
 def unusual(
     dates: bytes,
     prediction_id: bytes,

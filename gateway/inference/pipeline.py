@@ -115,15 +115,16 @@ class Pipeline:
         except Exception as error:
             self._defect(call, error)
             return
-        engine.batcher.add(call)
         self._calls += 1
         if engine.scheduled or engine.running is not None:
-            return
-        if self._calls == 1 and self._quiet_turns >= QUIET_TURNS:
+            engine.batcher.add(call)
+        elif self._calls == 1 and self._quiet_turns >= QUIET_TURNS and engine.cost.expect_s(call.rows) < INLINE_S:
             # Nobody else is about: the answer need not wait until the loop has looked at its sockets again.
             self._ask_for_flush()
-            self._advance(engine)
+            batch = Batch([call], call.block, call.row, call.row + call.rows)
+            self._deliver(engine, batch, engine.execute(batch))
         else:
+            engine.batcher.add(call)
             self._schedule(engine)
 
     def refuse(self, call: Call, error: HeadgateError) -> None:

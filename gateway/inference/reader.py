@@ -162,7 +162,7 @@ class Reader:
             data = item["data"]
             if item["datatype"] != column.datatype or shape[0] != rows or shape[1:] != column.one_row[1:]:
                 return False
-            if not _are_whole(shape):
+            if not _are_whole(shape) or type(data) is not list:
                 return False
             seen |= 1 << index
             if column.width == 1 and rows == 1:
