@@ -33,6 +33,8 @@ class Batch(NamedTuple):
 
     def feed(self, names: tuple[str, ...]) -> dict[str, Array]:
         """The inputs of the run; views of the block where there is one."""
+        if self.block is not None and len(names) == 1:
+            return {names[0]: self.block.arrays[0][self.start : self.stop]}
         if self.block is not None:
             return {name: array[self.start : self.stop] for name, array in zip(names, self.block.arrays, strict=True)}
         first = self.calls[0].arrays

@@ -73,6 +73,8 @@ class Writer:
         empty = 0 in [array.size for array in arrays]
         if first is not None and not first.special and not empty and first.names == names:
             rows = calls[0].rows
+            if len(calls) == 1 and not calls[0].literal:
+                return self._alike(first, calls, arrays, first_row, rows)
             if all([call.plan is first and call.rows == rows and not call.literal for call in calls]):
                 return self._alike(first, calls, arrays, first_row, rows)
         by_name = dict(zip(names, arrays, strict=True))

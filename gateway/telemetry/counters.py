@@ -56,6 +56,7 @@ _BOUNDS_NS = np.array(_BUCKETS_NS, np.int64)
 _WIDTH = len(BUCKETS_S) + 2
 _OUTCOME_AT = {name: index for index, name in enumerate(OUTCOMES)}
 _PHASE_AT = {name: len(OUTCOMES) + index * _WIDTH for index, name in enumerate(PHASES)}
+_PHASES_AT = tuple(_PHASE_AT.values())
 _ROWS = len(OUTCOMES) + len(PHASES) * _WIDTH
 _RUNS, _FAIL_NS, _LAST_MS, _NONFINITE = _ROWS + 1, _ROWS + 2, _ROWS + 3, _ROWS + 4
 _IN_FLIGHT, _COST_ROW_NS, _COST_FIXED_NS = _ROWS + 5, _ROWS + 6, _ROWS + 7
@@ -105,30 +106,40 @@ class VersionCounters:
         rows: int,
     ) -> None:
         """The requests of one batch were answered: their own times, and those they had in common."""
+        cells = self._cells
         count = len(total_ns)
-        self._cells[0] += count
-        self._cells[_ROWS] += rows
+        cells[0] += count
+        cells[_ROWS] += rows
+        if count == 1:
+            for at, value in zip(_PHASES_AT, (decode_ns[0], queue_ns[0], run_ns, encode_ns, total_ns[0]), strict=True):
+                cells[at + bisect_left(_BUCKETS_NS, value)] += 1
+                cells[at + _WIDTH - 1] += value
+            return
         for phase, value in (("run", run_ns), ("encode", encode_ns)):
             at = _PHASE_AT[phase]
-            self._cells[at + bisect_left(_BUCKETS_NS, value)] += count
-            self._cells[at + _WIDTH - 1] += value * count
+            cells[at + bisect_left(_BUCKETS_NS, value)] += count
+            cells[at + _WIDTH - 1] += value * count
         for phase, values in (("decode", decode_ns), ("queue", queue_ns), ("total", total_ns)):
             at = _PHASE_AT[phase]
             if count < VECTOR:
                 for value in values:
-                    self._cells[at + bisect_left(_BUCKETS_NS, value)] += 1
+                    cells[at + bisect_left(_BUCKETS_NS, value)] += 1
             else:
                 found = np.searchsorted(_BOUNDS_NS, np.array(values, np.int64), side="left")
                 self._array[at : at + _WIDTH - 1] += np.bincount(found, minlength=_WIDTH - 1)
-            self._cells[at + _WIDTH - 1] += sum(values)
+            cells[at + _WIDTH - 1] += sum(values)
 
     def ran(self, rows: int, input_ns: int, infer_ns: int, output_ns: int, now_ms: int) -> None:
         """The session ran once over `rows` rows."""
-        self._cells[_RUNS] += 1
-        self._cells[_LAST_MS] = max(self._cells[_LAST_MS], now_ms)
-        at = _BATCHES + min(rows, MAX_BATCH) * 4
-        for offset, value in enumerate((1, input_ns, infer_ns, output_ns)):
-            self._cells[at + offset] += value
+        cells = self._cells
+        cells[_RUNS] += 1
+        if now_ms > cells[_LAST_MS]:
+            cells[_LAST_MS] = now_ms
+        at = _BATCHES + (rows if rows < MAX_BATCH else MAX_BATCH) * 4
+        cells[at] += 1
+        cells[at + 1] += input_ns
+        cells[at + 2] += infer_ns
+        cells[at + 3] += output_ns
 
     def failed(self, outcome: str, total_ns: int) -> None:
         """A request was refused or failed; `outcome` is the code of its error."""
