@@ -193,6 +193,8 @@ def _model_list(args: argparse.Namespace) -> int:
     rows: list[dict[str, str | int]] = []
     for name, model in models.items():
         aliases = dict(model.config.aliases) if model.config is not None else {}
+        if model.error and not model.versions:
+            rows.append({"model": name, "version": "-", "kind": "-", "aliases": "", "state": model.error})
         for version, files in sorted(model.versions.items()):
             state = "waiting: " + files.waiting if files.waiting else "complete"
             if model.error:

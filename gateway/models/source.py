@@ -17,6 +17,8 @@ from gateway.models import policy
 from gateway.models.manifest import GOLDEN, MANIFEST, MODEL, check_model_name, parse_version, read_file, read_manifest
 
 CONFIG = "model.toml"
+LOOKS = 3
+"""How often a version is looked at, at most, when others keep taking its place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,9 +99,19 @@ class Source:
         return ModelFolder(name, config, "", found)
 
     def _version(self, model: str, text: str) -> VersionFiles | None:
-        """None for a folder without model.onnx and manifest: it counts as removed."""
+        """None for a folder without model.onnx and manifest: it counts as removed.
+
+        A folder that another one takes the place of meanwhile is being deleted, so the other one is looked at.
+        """
         folder = self.root / model / text
-        version = int(text)
+        for _ in range(LOOKS):
+            before = _inode(folder)
+            found = self._files(folder, model, int(text))
+            if _inode(folder) == before:
+                break
+        return found
+
+    def _files(self, folder: Path, model: str, version: int) -> VersionFiles | None:
         try:
             listing = _listing(folder)
         except (FileNotFoundError, NotADirectoryError):
@@ -139,6 +151,14 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 def _shown(name: str) -> str:
     """A folder name as text that can be encoded: bytes that are no UTF-8 are written as escapes."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def _inode(folder: Path) -> int | None:
+    """What tells one folder from another of the same name; None where it cannot be found out."""
+    try:
+        return os.stat(folder).st_ino
+    except OSError:
+        return None
 
 
 def _listing(folder: Path) -> dict[str, os.stat_result]:

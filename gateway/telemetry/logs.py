@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import sys
 from datetime import UTC, datetime
 from typing import Any, TextIO
@@ -32,8 +33,15 @@ class JSONFormatter(logging.Formatter):
 
 
 def _cut(value: Any) -> Any:
+    """A value with long texts cut, and no number that JSON has no word for, at any depth."""
     if isinstance(value, str) and len(value) > MAX_VALUE:
         return value[:MAX_VALUE] + "..."
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, list | tuple):
+        return [_cut(each) for each in value]
+    if isinstance(value, dict):
+        return {str(key)[:MAX_VALUE]: _cut(each) for key, each in value.items()}
     return value
 
 
