@@ -246,5 +246,5 @@ class ManagerMachine(RuleBasedStateMachine):
         assert all(servable.in_flight == 0 for servable in self.kept)
 
 
-ManagerMachine.TestCase.settings = settings(max_examples=250, stateful_step_count=40, deadline=None)
+ManagerMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
 TestManager = ManagerMachine.TestCase

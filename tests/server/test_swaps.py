@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.onnx_models import constant_answer, put
-from tests.server.watching import SteadyClient, holding
+from tests.server.watching import ROW, SteadyClient, holding
 from tests.servers import Server
 
 FOLDER_SWAPS, API_SWAPS, ALIAS_SWAPS = 14, 10, 26
@@ -18,6 +18,7 @@ CORRUPT = constant_answer(3)[:-20]
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_fifty_swaps_and_a_corrupt_version_under_load_lose_nothing_and_leave_nothing(
     tmp_path: Path, start_server: Callable[..., Server]
 ) -> None:
@@ -118,3 +119,32 @@ def test_files_replaced_in_place_under_load_are_swapped_without_a_gap(
     values = [answer.value for answer in client.answers]
     assert values == sorted(values)
     assert {answer.version for answer in client.answers} == {"1"}
+
+
+def test_with_several_workers_a_call_that_was_answered_holds_for_every_connection(
+    tmp_path: Path, start_server: Callable[..., Server]
+) -> None:
+    models = tmp_path / "models"
+    for version in (1, 2):
+        put(models, "m", version, constant_answer(version))
+    server = start_server(models, "--workers", "2")
+
+    def answers(slot: str) -> set[str]:
+        """What eight connections of their own, spread over the workers, are answered."""
+        found = [server.infer("m", ROW, slot) for _ in range(8)]
+        return {reply.get("model_version", reply.get("code")) for reply in found}
+
+    with SteadyClient(server, "/v2/models/m/infer", threads=4) as client:
+        for _ in range(3):
+            assert server.request("POST", "/v2/repository/models/m/versions/1/load")[0] == 200
+            assert answers("1") == {"1"}
+            for version in ("1", "2"):
+                body = {"version": version}
+                assert server.request("PUT", "/v2/repository/models/m/aliases/champion", body)[0] == 200
+                assert answers("champion") == {version}
+            assert server.request("DELETE", "/v2/repository/models/m/aliases/champion")[0] == 204
+            assert answers("champion") == {"unknown-version"}
+            assert server.request("POST", "/v2/repository/models/m/versions/1/unload")[0] == 200
+            assert answers("1") == {"not-ready"}
+    assert client.failures == []
+    assert all(answer.value == float(answer.version) for answer in client.answers)
