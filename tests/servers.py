@@ -44,7 +44,11 @@ class Server:
             )
         self.url = self._read_url()
         if wait:
-            self.wait_ready()
+            try:
+                self.wait_ready()
+            except BaseException:
+                self.stop()
+                raise
 
     def _read_url(self) -> str:
         assert self.process.stdout is not None
@@ -53,6 +57,7 @@ class Server:
         if " on http://" not in line:
             self.process.kill()
             self.process.wait()
+            self.process.stdout.close()
             raise AssertionError(f"the server did not start: {line!r}\n{self._log_path.read_text()[-4000:]}")
         return line.strip().rpartition(" on ")[2]
 

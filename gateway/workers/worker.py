@@ -60,13 +60,16 @@ async def _follow(place: Place, follower: Follower, server: Server) -> None:
     def fewest() -> int | None:
         return min((board.connections(slot) for slot in workers if board.is_ready(slot)), default=None)
 
+    serving = False
     while not server.should_exit:
         if follower.step(board.generation):
             plans.write(place.folder.status(place.slot), follower.status(pid))
-            if follower.is_current and server.acceptor is not None:
+            if follower.is_current and not serving and server.acceptor is not None:
+                # From here on it serves, also while it loads what a later plan adds.
+                serving = True
                 server.acceptor.share(fewest, lambda count: board.set_connections(place.slot, count))
                 server.acceptor.start()
-            board.acknowledge(place.slot, follower.generation, ready=follower.is_current)
+            board.acknowledge(place.slot, follower.generation, ready=serving)
         await asyncio.sleep(FOLLOW_S)
     board.acknowledge(place.slot, follower.generation, ready=False)
 
