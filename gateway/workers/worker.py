@@ -62,13 +62,14 @@ async def _follow(place: Place, follower: Follower, server: Server) -> None:
 
     serving = False
     while not server.should_exit:
-        if follower.step(board.generation):
+        changed = follower.step(board.generation)
+        if follower.is_current and not serving and server.acceptor is not None:
+            # From here on it serves, also while it loads what a later plan adds.
+            serving = changed = True
+            server.acceptor.share(fewest, lambda count: board.set_connections(place.slot, count))
+            server.acceptor.start()
+        if changed:
             plans.write(place.folder.status(place.slot), follower.status(pid))
-            if follower.is_current and not serving and server.acceptor is not None:
-                # From here on it serves, also while it loads what a later plan adds.
-                serving = True
-                server.acceptor.share(fewest, lambda count: board.set_connections(place.slot, count))
-                server.acceptor.start()
             board.acknowledge(place.slot, follower.generation, ready=serving)
         await asyncio.sleep(FOLLOW_S)
     board.acknowledge(place.slot, follower.generation, ready=False)
