@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import threading
 from pathlib import Path
@@ -124,31 +125,50 @@ def test_a_replacement_that_does_not_pass_leaves_what_was_there(tmp_path: Path) 
     assert [entry.name for entry in (models / "m").iterdir()] == ["1"]
 
 
-def test_no_look_at_the_folder_finds_a_version_gone_or_half_there_while_it_is_replaced(tmp_path: Path) -> None:
-    models = tmp_path / "models"
-    add_version(models, "m", file_of(tmp_path, constant_answer(1)))
-    for number in range(40):
-        shutil.copytree(models / "m" / "1", tmp_path / f"next{number}")
+@pytest.mark.parametrize("moments", [1, 2])
+def test_a_look_during_which_a_version_is_replaced_finds_the_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moments: int
+) -> None:
+    """1. The look opens the folder. 2. Another takes its place and it is deleted. Result: the other one is declared."""
+    target = add_version(tmp_path / "models", "m", file_of(tmp_path, constant_answer(1)))
+    editions = [tmp_path / f"edition{number}" for number in range(moments)]
+    for edition in editions:
+        shutil.copytree(target, edition)
+    real = os.scandir
+
+    def replaced_once_open(path: Any) -> Any:
+        entries = real(path)
+        if not isinstance(path, int) and Path(path) == target and editions:
+            shutil.rmtree(durable.exchange(editions.pop(), target))
+        return entries
+
+    monkeypatch.setattr(os, "scandir", replaced_once_open)
+    files = Source(tmp_path / "models", 0).scan()["m"].versions[1]
+    assert not editions
+    assert files.complete
+    assert files == Source(tmp_path / "models", 0).scan()["m"].versions[1]
+
+
+def test_a_version_that_is_replaced_is_at_every_moment_there(tmp_path: Path) -> None:
+    target = tmp_path / "m" / "1"
+    for folder in (target, *(tmp_path / f"edition{number}" for number in range(40))):
+        folder.mkdir(parents=True)
     ended = threading.Event()
-    looks: list[bool] = []
+    found: list[bool] = []
 
     def look() -> None:
-        source = Source(models, 0)
         while not ended.is_set():
-            found = source.scan().get("m")
-            files = found.versions.get(1) if found is not None else None
-            looks.append(files is not None and files.complete)
+            found.append(target.is_dir())
 
     thread = threading.Thread(target=look)
     thread.start()
     try:
         for number in range(40):
-            shutil.rmtree(durable.exchange(tmp_path / f"next{number}", models / "m" / "1"))
+            shutil.rmtree(durable.exchange(tmp_path / f"edition{number}", target))
     finally:
         ended.set()
         thread.join(30)
-    assert len(looks) > 10
-    assert all(looks)
+    assert all(found)
 
 
 def test_where_names_cannot_be_exchanged_a_version_is_replaced_all_the_same(
