@@ -16,7 +16,7 @@ INLINE_S = 0.003
 LONGEST_BATCH_S = 0.05
 """A batch is cut so that it is expected to take no longer, unless a single row does."""
 
-WORTH_IT = 0.9
+WORTH_IT = 0.95
 """Batching is off where a row of a large batch takes more than this share of a row alone."""
 
 

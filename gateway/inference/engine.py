@@ -10,7 +10,7 @@ import numpy as np
 
 from gateway.inference.batcher import Batch, Batcher
 from gateway.inference.call import Call
-from gateway.inference.cost import Cost
+from gateway.inference.cost import INLINE_S, Cost
 from gateway.inference.reader import Reader
 from gateway.inference.writer import Writer
 from gateway.models.servable import Servable
@@ -51,6 +51,8 @@ class Engine:
         self.writer = Writer(servable.model, servable.version, servable.contract, servable.labels)
         self.batcher = Batcher()
         self.cost = Cost(report.run_s, report.batch_run_s, report.batch_rows)
+        # A loop may take any time for another input than those that were seen; the event loop must not wait for it.
+        self.inline_s = 0.0 if report.unbounded else INLINE_S
         self.max_rows = max(1, servable.max_batch_rows)
         self.joins = servable.contract.batched
         self.scheduled = False

@@ -16,7 +16,6 @@ from gateway.errors import DeadlineExceeded, HeadgateError, ModelFailed, ServerE
 from gateway.inference.admission import Admission, Quotas
 from gateway.inference.batcher import Batch
 from gateway.inference.call import Call, Door
-from gateway.inference.cost import INLINE_S
 from gateway.inference.engine import Engine, Outcome, Part
 from gateway.inference.ids import new_id
 from gateway.models.servable import Servable
@@ -118,7 +117,9 @@ class Pipeline:
         self._calls += 1
         if engine.scheduled or engine.running is not None:
             engine.batcher.add(call)
-        elif self._calls == 1 and self._quiet_turns >= QUIET_TURNS and engine.cost.expect_s(call.rows) < INLINE_S:
+        elif (
+            self._calls == 1 and self._quiet_turns >= QUIET_TURNS and engine.cost.expect_s(call.rows) < engine.inline_s
+        ):
             # Nobody else is about: the answer need not wait until the loop has looked at its sockets again.
             self._ask_for_flush()
             batch = Batch([call], call.block, call.row, call.row + call.rows)
@@ -205,7 +206,7 @@ class Pipeline:
             if batch is None:
                 return
             expected_s = engine.cost.expect_s(batch.rows)
-            if expected_s > INLINE_S:
+            if expected_s >= engine.inline_s:
                 self._run_apart(engine, batch, expected_s)
                 return
             self._deliver(engine, batch, engine.execute(batch))

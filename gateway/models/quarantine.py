@@ -37,6 +37,7 @@ class Job(msgspec.Struct, frozen=True):
 class Report(msgspec.Struct, frozen=True):
     """What quarantine found out about a version that passed.
 
+    `unbounded`: it has loops, so another input may take any time.
     `sha256` is of the very bytes that were tried, `memory_bytes` the resident growth of the child by loading and
     running, `run_s` the median of single runs, `batch_run_s` of runs with `batch_rows` rows (None: not batched).
     """
@@ -55,6 +56,7 @@ class Report(msgspec.Struct, frozen=True):
     unranked: tuple[str, ...]
     notes: tuple[str, ...]
     batch_rows: int = 0
+    unbounded: bool = False
 
 
 class Verdict(msgspec.Struct, frozen=True):

@@ -69,6 +69,7 @@ def attempt(job: Job, limit_memory: Callable[[int], None] = lambda size: None) -
         golden_samples=len(feeds),
         unranked=unranked,
         notes=tuple(notes),
+        unbounded=any(name in ("Loop", "Scan") for name in facts.op_types),
         batch_rows=batch.rows if isinstance(batch, _Batch) else 0,
     )
 

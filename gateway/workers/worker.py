@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -66,6 +67,9 @@ async def _follow(place: Place, follower: Follower, server: Server) -> None:
         if follower.is_current and not serving and server.acceptor is not None:
             # From here on it serves, also while it loads what a later plan adds.
             serving = changed = True
+            # What was made until now stays: the garbage collector need not look at it again and again.
+            gc.collect()
+            gc.freeze()
             server.acceptor.share(fewest, lambda count: board.set_connections(place.slot, count))
             server.acceptor.start()
         if changed:
