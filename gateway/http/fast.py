@@ -97,7 +97,11 @@ class FastProtocol(HttpToolsProtocol):
             if head is None and block is not None and len(block) <= MAX_HEAD_BYTES:
                 block, request_id = split(block)
                 head = self.heads.get(block)
-            if head is not None and len(data) == end + 4 + head.length and not self._asgi_is_busy():
+            if (
+                head is not None
+                and len(data) == end + 4 + head.length
+                and (self.cycle is None or not self._asgi_is_busy())
+            ):
                 self.since = self.clock.now
                 self.stage = IDLE
                 call = self._admit(head, request_id)

@@ -49,6 +49,8 @@ class Engine:
             servable.contract, limits, servable.model, refuse_nonfinite=config.nonfinite_inputs == "refuse"
         )
         self.writer = Writer(servable.model, servable.version, servable.contract, servable.labels)
+        self.everything = self.reader.everything
+        self.usual = self.writer.plan(self.everything)
         self.batcher = Batcher()
         self.cost = Cost(report.run_s, report.batch_run_s, report.batch_rows)
         # A loop may take any time for another input than those that were seen; the event loop must not wait for it.

@@ -99,7 +99,7 @@ class Pipeline:
             engine.reader.read(call, body, header)
             if call.timeout_s is not None:
                 call.deadline_ns = call.arrived_ns + min(int(call.timeout_s * 1e9), self._max_ns)
-            call.plan = engine.writer.plan(call.outputs)
+            call.plan = engine.usual if call.outputs is engine.everything else engine.writer.plan(call.outputs)
             block = call.block
             call.prediction_id = block.prefix + b"%08x" % call.row if block is not None else new_id().encode()
             call.decoded_ns = time.monotonic_ns()
