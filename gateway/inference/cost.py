@@ -44,7 +44,9 @@ class Cost:
         return self.a * rows + self.b if self.known else 1.0
 
     def learn(self, rows: int, seconds: float) -> None:
-        """A run was done."""
+        """A run was done. One of no rows tells nothing about rows."""
+        if not rows:
+            return
         size = rows.bit_length()
         times = self._times.get(size)
         if times is None:
