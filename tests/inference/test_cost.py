@@ -1,0 +1,127 @@
+"""The cost model: it finds the line behind noisy runs, and what follows from it stays within reason."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.inference.cost import KEPT, LONGEST_BATCH_S, REFIT_RUNS, WORTH_IT, Cost
+
+NOTHING = (None, None, 0)
+ROWS = (1, 2, 4, 8, 16, 32, 64)
+
+
+def learn(cost: Cost, a: float, b: float, *, seed: int, outliers: float = 0.0, noise: float = 0.0) -> None:
+    """Runs of all sizes in random order; a share of them took a thousand times as long."""
+    chance = random.Random(seed)
+    runs = [rows for rows in ROWS for _ in range(KEPT)] * 3
+    chance.shuffle(runs)
+    # Of each size outliers are spread, so that they are never more than their share of the runs that are kept.
+    seen = dict.fromkeys(ROWS, 0)
+    for rows in runs:
+        seen[rows] += 1
+        slow = 1000 if outliers and seen[rows] % round(1 / outliers) == 0 else 1
+        cost.learn(rows, (a * rows + b) * slow * (1 + noise * chance.uniform(-1, 1)))
+
+
+@given(a=st.floats(1e-7, 1e-2), b=st.floats(1e-6, 1e-2), seed=st.integers(0, 1000))
+def test_the_line_is_found_in_spite_of_one_run_in_three_that_took_a_thousand_times_as_long(
+    a: float, b: float, seed: int
+) -> None:
+    cost = Cost(*NOTHING)
+    learn(cost, a, b, seed=seed, outliers=1 / 3)
+    assert cost.a == pytest.approx(a, rel=1e-6, abs=1e-9)
+    assert cost.b == pytest.approx(b, rel=1e-6, abs=1e-7)
+
+
+@given(a=st.floats(1e-6, 1e-2), share=st.floats(0, 20), seed=st.integers(0, 1000))
+def test_noise_moves_what_is_expected_by_no_more_than_itself(a: float, share: float, seed: int) -> None:
+    b = a * share
+    cost = Cost(*NOTHING)
+    learn(cost, a, b, seed=seed, noise=0.1)
+    for rows in ROWS:
+        assert cost.expect_s(rows) == pytest.approx(a * rows + b, rel=0.5)
+
+
+def test_a_cost_that_changes_is_followed() -> None:
+    cost = Cost(*NOTHING)
+    learn(cost, 1e-5, 1e-4, seed=1)
+    learn(cost, 5e-5, 2e-4, seed=2)
+    assert (cost.a, cost.b) == (pytest.approx(5e-5), pytest.approx(2e-4))
+
+
+def test_before_any_run_it_holds_what_quarantine_measured() -> None:
+    cost = Cost(0.001, 0.0024, 8)
+    assert cost.known
+    assert cost.expect_s(1) == pytest.approx(0.001)
+    assert cost.expect_s(8) == pytest.approx(0.0024)
+
+
+def test_where_nothing_is_known_a_run_is_taken_for_a_long_one_until_the_first() -> None:
+    cost = Cost(*NOTHING)
+    assert cost.expect_s(1) >= 1.0
+    assert cost.best_rows(64) == 1
+    cost.learn(1, 0.0001)
+    assert cost.expect_s(1) == pytest.approx(0.0001)
+
+
+def test_runs_of_one_size_alone_scale_what_was_known() -> None:
+    cost = Cost(0.001, 0.0024, 8)
+    for _ in range(REFIT_RUNS):
+        cost.learn(1, 0.002)
+    assert cost.expect_s(1) == pytest.approx(0.002)
+    assert cost.expect_s(8) == pytest.approx(0.0048)
+
+
+@pytest.mark.parametrize("known", [NOTHING, (0.001, None, 0), (0.001, 0.008, 8)])
+def test_runs_of_no_rows_break_nothing_and_teach_nothing(known: tuple[float | None, float | None, int]) -> None:
+    """A request may have no rows. A cost without a fixed part would have it take no time at all."""
+    cost = Cost(*known)
+    before = [cost.expect_s(rows) for rows in ROWS]
+    for _ in range(2 * REFIT_RUNS):
+        cost.learn(0, 0.0001)
+    assert [cost.expect_s(rows) for rows in ROWS] == before
+
+
+@given(
+    known=st.sampled_from([NOTHING, (0.0, 0.0, 8), (1e-5, None, 0), (0.001, 0.0005, 8), (0.001, 1.0, 8)]),
+    runs=st.lists(st.tuples(st.integers(1, 1 << 20), st.floats(0, 100)), max_size=2 * REFIT_RUNS),
+    limit=st.integers(1, 65536),
+)
+def test_whatever_was_seen_the_line_never_falls_and_batches_are_of_one_row_to_the_limit(
+    known: tuple[float | None, float | None, int], runs: list[tuple[int, float]], limit: int
+) -> None:
+    cost = Cost(*known)
+    for rows, seconds in runs:
+        cost.learn(rows, seconds)
+        assert cost.a >= 0
+        assert cost.b >= 0
+        assert math.isfinite(cost.expect_s(1 << 20))
+    best = cost.best_rows(limit)
+    assert 1 <= best <= limit
+    # Rows that cost nothing may as well run together, however long a run takes.
+    assert best == 1 or cost.a == 0 or cost.expect_s(best) <= LONGEST_BATCH_S * 1.001
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "pays"),
+    [(0.0, 1e-3, True), (1e-4, 1e-4, True), (1e-3, 0.0, False), (1e-3, 1e-6, False), (0.0, 0.0, True)],
+)
+def test_batching_pays_where_a_run_costs_something_besides_its_rows(a: float, b: float, pays: bool) -> None:
+    cost = Cost(a + b, a * 8 + b, 8)
+    assert cost.batching_pays is pays
+    assert cost.best_rows(64) == (1 if not pays else 64)
+
+
+def test_a_row_that_takes_just_too_large_a_share_of_a_row_alone_is_run_alone() -> None:
+    assert Cost(1.0, 1.0 + 7 * (WORTH_IT + 0.01), 8).batching_pays is False
+    assert Cost(1.0, 1.0 + 7 * (WORTH_IT - 0.01), 8).batching_pays is True
+
+
+def test_a_batch_is_cut_where_it_would_hold_up_the_next_one_for_too_long() -> None:
+    assert Cost(0.011, 0.018, 8).best_rows(64) == 40
+    assert Cost(1.5, 2.2, 8).best_rows(64) == 1
