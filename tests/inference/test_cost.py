@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.inference.cost import KEPT, LONGEST_BATCH_S, REFIT_RUNS, WORTH_IT, Cost
+from gateway.inference.cost import KEPT, LONGEST_BATCH_S, MAX_SIZES, REFIT_RUNS, WORTH_IT, Cost
 
 NOTHING = (None, None, 0)
 ROWS = (1, 2, 4, 8, 16, 32, 64)
@@ -45,6 +45,15 @@ def test_noise_moves_what_is_expected_by_no_more_than_itself(a: float, share: fl
     learn(cost, a, b, seed=seed, noise=0.1)
     for rows in ROWS:
         assert cost.expect_s(rows) == pytest.approx(a * rows + b, rel=0.5)
+
+
+@pytest.mark.parametrize("slow", ROWS)
+def test_the_line_is_found_in_spite_of_one_size_that_always_took_ten_times_as_long(slow: int) -> None:
+    cost = Cost(*NOTHING)
+    for _ in range(2 * REFIT_RUNS):
+        for rows in ROWS:
+            cost.learn(rows, (1e-5 * rows + 1e-4) * (10 if rows == slow else 1))
+    assert (cost.a, cost.b) == (pytest.approx(1e-5, rel=0.3), pytest.approx(1e-4, rel=0.3))
 
 
 def test_a_cost_that_changes_is_followed() -> None:
@@ -120,6 +129,15 @@ def test_batching_pays_where_a_run_costs_something_besides_its_rows(a: float, b:
 def test_a_row_that_takes_just_too_large_a_share_of_a_row_alone_is_run_alone() -> None:
     assert Cost(1.0, 1.0 + 7 * (WORTH_IT + 0.01), 8).batching_pays is False
     assert Cost(1.0, 1.0 + 7 * (WORTH_IT - 0.01), 8).batching_pays is True
+
+
+def test_sizes_without_end_take_no_memory_without_end() -> None:
+    cost = Cost(*NOTHING)
+    for power in range(64):
+        for _ in range(100):
+            cost.learn(1 << power, 1e-6 * (1 << power))
+    assert len(cost._times) == len(cost._rows) <= MAX_SIZES
+    assert all(len(times) <= KEPT for times in cost._times.values())
 
 
 def test_a_batch_is_cut_where_it_would_hold_up_the_next_one_for_too_long() -> None:
