@@ -53,7 +53,7 @@ async def main(place: Place) -> None:
     gateway = state.assemble(
         settings, table, repository, lambda: fleet.plan.settled, counters, lambda: read_all(place.folder)
     )
-    server = Server(app.build(gateway, admin=True), gateway, place.listener, cap=256)
+    server = Server(app.build(gateway, admin=True), gateway, place.listener, cap=256, inference=False)
     watch_lifeline(place.lifeline, server.stop)
     desk = await OrderDesk(repository).open(place.folder.control)
     life = asyncio.create_task(repository.run())

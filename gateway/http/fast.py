@@ -16,17 +16,10 @@ from typing import TYPE_CHECKING, Any
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from gateway.errors import (
-    HeadersTooLarge,
-    HeadgateError,
-    InvalidRequest,
-    PayloadTooLarge,
-    RequestTimeout,
-    ServerError,
-    URITooLong,
-)
-from gateway.http import replies
-from gateway.http.head import Head, find_route, split, too_large
+from gateway.errors import HeadgateError, InvalidRequest, PayloadTooLarge, RequestTimeout, ServerError
+from gateway.http import replies, strict
+from gateway.http.head import Head, find_route, split
+from gateway.http.intake import Intake
 from gateway.inference.call import Call
 
 if TYPE_CHECKING:
@@ -57,6 +50,8 @@ class _Busy:
 class FastProtocol(HttpToolsProtocol):
     """One connection. It is the Door of its calls."""
 
+    offers_inference = True
+
     def __init__(self, gateway: Gateway, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.gateway = gateway
@@ -70,12 +65,10 @@ class FastProtocol(HttpToolsProtocol):
         self.call: Call | None = None
         self.seen: bytes | None = None
         self.chunks: list[bytes] = []
-        self.chunk_count = 0
-        self.body_bytes = 0
+        self.intake = Intake(self.limits, self.inference.limits.max_body_bytes)
         self.at_start = True
         self.stage = HEAD
         self.since = self.clock.now
-        self.head_bytes = 0
         self.trouble: HeadgateError | None = None
         self.finished = False
         self.stalled_since: float | None = None
@@ -112,25 +105,32 @@ class FastProtocol(HttpToolsProtocol):
         self._parse(data)
 
     def _parse(self, data: bytes) -> None:
+        trouble: HeadgateError | None = None
         try:
             self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            # The offer to change the protocol is not taken up: the request is answered, and it is the last one.
-            self._last_request()
+        except httptools.HttpParserUpgrade as upgrade:
+            if self.trouble is None:
+                self._decline(data[upgrade.args[0] :])
+                return
         except httptools.HttpParserCallbackError:
             log.exception("protocol failed", extra={"event": "internal-error"})
-            self.fail(ServerError("internal error while receiving the request"))
-            return
+            trouble = ServerError("internal error while receiving the request")
         except httptools.HttpParserError:
-            self.fail(self.trouble or InvalidRequest("this is not a valid HTTP request", field="request"))
-            return
+            trouble = InvalidRequest("this is not a valid HTTP request", field="request")
         self.seen = None
-        if self.trouble is not None:
-            self.fail(self.trouble)
-        elif self.stage == HEAD and not self.at_start:
-            self.head_bytes += len(data)
-            if self.head_bytes > self.limits.max_header_bytes + self.limits.max_url_bytes:
-                self.fail(HeadersTooLarge(f"the headers are larger than {self.limits.max_header_bytes} bytes"))
+        trouble = self.trouble or trouble
+        if trouble is None and not self.at_start:
+            trouble = self.intake.head_piece(len(data)) if self.stage == HEAD else self.intake.body_piece(len(data))
+        if trouble is not None:
+            self.fail(trouble)
+
+    def _decline(self, rest: bytes) -> None:
+        """Read a request again without its offer to change the protocol: the parser does not read the body of one."""
+        parser = self.parser
+        head = strict.without_upgrade(parser.get_method(), self.url, parser.get_http_version(), self.headers)
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        self._parse(head + rest)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client left: nobody waits for its calls."""
@@ -183,15 +183,6 @@ class FastProtocol(HttpToolsProtocol):
         elif self.stage == IDLE and waited > limits.idle_s and not self.order and not self._asgi_is_busy():
             self.transport.close()
 
-    def _last_request(self) -> None:
-        self.finished = True
-        if self.order:
-            self.order[-1].close = True
-        elif self._asgi_is_busy():
-            self.cycle.keep_alive = False
-        else:
-            self.transport.close()
-
     def _asgi_is_busy(self) -> bool:
         return bool(self.pipeline) or (self.cycle is not None and not self.cycle.response_complete)
 
@@ -199,10 +190,12 @@ class FastProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         """A request begins; its ASGI scope is made only when it turns out to need one."""
+        if self.trouble is not None or self.finished:
+            return
         self.url = b""
         self.headers = []
         self.head = self.call = None
-        self.head_bytes = 0
+        self.intake.begin()
         self.at_start = False
         self.stage = HEAD
         self.since = self.clock.now
@@ -210,40 +203,40 @@ class FastProtocol(HttpToolsProtocol):
     def on_url(self, url: bytes) -> None:
         """A piece of the request target."""
         self.url += url
-        if len(self.url) > self.limits.max_url_bytes:
-            self.trouble = URITooLong(f"the path is longer than {self.limits.max_url_bytes} bytes")
+        self.trouble = self.trouble or self.intake.url(len(url))
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """One header field."""
         self.headers.append((name.lower(), value))
-        self.head_bytes += len(name) + len(value)
-        if len(self.headers) > self.limits.max_headers or self.head_bytes > self.limits.max_header_bytes:
-            self.trouble = HeadersTooLarge(
-                f"at most {self.limits.max_headers} headers of {self.limits.max_header_bytes} bytes in all are taken"
-            )
+        self.trouble = self.trouble or self.intake.header(len(name) + len(value))
 
     def on_headers_complete(self) -> None:
         """Decide which door it is, and take a permit before the body is read."""
-        self.stage = BODY
-        self.since = self.clock.now
-        self.head_bytes = 0
-        seen, self.seen = self.seen, None
         if self.trouble is not None or self.finished:
             return
-        route = find_route(self.url)
-        if route is None or self.parser.get_method() != b"POST" or self._asgi_is_busy():
+        version, method = self.parser.get_http_version(), self.parser.get_method()
+        try:
+            self.url = strict.check(version, method, self.url, self.headers)
+        except InvalidRequest as error:
+            self.trouble = error
+        if self.trouble is not None or self.parser.should_upgrade():
+            return
+        self.stage = BODY
+        self.since = self.clock.now
+        self.intake.begin_body()
+        seen, self.seen = self.seen, None
+        route = find_route(self.url) if self.offers_inference else None
+        if route is None or method != b"POST" or self._asgi_is_busy():
             self._to_asgi()
             return
-        keep_alive = self.parser.should_keep_alive() and self.parser.get_http_version() == "1.1"
+        keep_alive = self.parser.should_keep_alive() and version == "1.1"
         head = self.head = Head(*route, self.gateway.counters.cell("http", route[1], "200"), close=not keep_alive)
         self.chunks = []
-        self.chunk_count = self.body_bytes = 0
         try:
             head.read(self.headers, self.key_header, self.inference.limits.max_body_bytes)
         except HeadgateError as error:
-            self._refuse(
-                replies.Refusal(b"", close=head.close), error, head.request_id or secrets.token_hex(8), head.route
-            )
+            request_id = head.request_id or secrets.token_hex(8)
+            self._refuse(replies.Refusal(b"", close=head.close), error, request_id, head.route)
             return
         if seen is not None and head.keep and head.length >= 0 and len(seen) <= MAX_HEAD_BYTES:
             if len(self.heads) >= MAX_HEADS:
@@ -255,30 +248,28 @@ class FastProtocol(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         """A piece of a body."""
-        if self.head is None:
-            if self.trouble is None and not self.finished:
-                super().on_body(body)
+        if self.trouble is not None or self.finished:
             return
-        self.chunk_count += 1
-        self.body_bytes += len(body)
-        if self.body_bytes > self.inference.limits.max_body_bytes:
-            self._give_up(too_large(self.inference.limits.max_body_bytes))
-        elif self.chunk_count > self.limits.max_chunks:
-            self._give_up(InvalidRequest(f"the body has more than {self.limits.max_chunks} chunks", field="body"))
+        error = self.intake.body(len(body))
+        if error is not None:
+            self.fail(error)
+        elif self.head is None:
+            super().on_body(body)
         elif self.call is not None:
             self.chunks.append(body)
-            if self.chunk_count % 1024 == 0:
+            if self.intake.many_chunks:
                 self.chunks = [b"".join(self.chunks)]
 
     def on_message_complete(self) -> None:
         """The request is whole."""
+        if self.trouble is not None or self.finished or self.parser.should_upgrade():
+            return
         self.stage = IDLE
         self.at_start = True
         self.since = self.clock.now
         head, call = self.head, self.call
         if head is None:
-            if self.trouble is None and not self.finished:
-                super().on_message_complete()
+            super().on_message_complete()
             return
         self.head = self.call = None
         if head.close:
@@ -368,17 +359,6 @@ class FastProtocol(HttpToolsProtocol):
         if self.order and self.order[0] is place:
             self._send()
 
-    def _give_up(self, error: HeadgateError) -> None:
-        """Stop receiving: the rest of the body is not worth reading, so the connection ends with this reply."""
-        self.finished = True
-        self.chunks = []
-        call = self.call
-        if call is None:
-            self._linger()
-            return
-        call.close = True
-        self.inference.refuse(call, error)
-
     def _linger(self) -> None:
         """Close, but let the client read the reply first: closing on unread data would reset the connection."""
         if self.transport.can_write_eof():
@@ -392,17 +372,31 @@ class FastProtocol(HttpToolsProtocol):
         if self.finished or self.transport.is_closing():
             return
         self.trouble = error
-        if self.head is not None:
-            self._give_up(error)
-            return
         self.finished = True
-        if self._asgi_is_busy():
-            # An ASGI reply is on its way; whatever it is, nothing can follow it.
-            if isinstance(error, RequestTimeout):
-                self.transport.close()
-            else:
-                self.cycle.keep_alive = False
+        if self.call is not None:
+            self.chunks = []
+            self.call.close = True
+            self.inference.refuse(self.call, error)
             return
+        if self.head is not None:
+            self._linger()
+            return
+        cycle = self.cycle
+        if self.stage != BODY and self._asgi_is_busy():
+            # An ASGI reply is on its way; whatever it is, nothing can follow it.
+            cycle.keep_alive = False
+            return
+        if self.stage == BODY and cycle is not None:
+            if cycle.response_complete:
+                # It was answered without its body.
+                self._linger()
+                return
+            if self.pipeline or self.order or cycle.response_started:
+                self.transport.close()
+                return
+            # Its application waits for the rest of the body, which will not come.
+            cycle.disconnected = True
+            cycle.message_event.set()
         self._refuse(replies.Refusal(b"", close=True), error, secrets.token_hex(8), "_malformed_")
 
     def _send(self) -> None:
@@ -415,9 +409,8 @@ class FastProtocol(HttpToolsProtocol):
                 continue
             transport.write(place.reply or b"")
             if place.close:
-                whole = self.stage == IDLE
                 self.finished = True
-                if whole:
+                if self.stage == IDLE and self.trouble is None:
                     transport.close()
                 else:
                     self._linger()
@@ -438,10 +431,15 @@ class FastProtocol(HttpToolsProtocol):
         state.joined_headers = b"".join(b"%b: %b\r\n" % each for each in state.default_headers)
 
 
-def door(gateway: Gateway) -> type[FastProtocol]:
-    """The protocol class of one gateway: uvicorn makes connections from a class alone."""
+def door(gateway: Gateway, *, inference: bool) -> type[FastProtocol]:
+    """The protocol class of one gateway: uvicorn makes connections from a class alone.
+
+    `inference` False: the process has no sessions, and its infer route is one that does not exist.
+    """
 
     class Door(FastProtocol):
+        offers_inference = inference
+
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(gateway, *args, **kwargs)
 

@@ -137,11 +137,13 @@ class Acceptor:
 class Server(uvicorn.Server):
     """uvicorn with connections from an Acceptor. Readiness goes off at the first signal; a second one is quick."""
 
-    def __init__(self, app: Starlette, gateway: Gateway, listener: socket.socket, cap: int) -> None:
+    def __init__(
+        self, app: Starlette, gateway: Gateway, listener: socket.socket, cap: int, *, inference: bool = True
+    ) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
-                http=fast.door(gateway),
+                http=fast.door(gateway, inference=inference),
                 ws="none",
                 lifespan="off",
                 log_config=None,
