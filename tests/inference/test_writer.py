@@ -68,9 +68,14 @@ def check(run: Run, writer: Writer | None = None) -> None:
 
 def output_arrays(datatype: str, shape: tuple[int, ...]) -> st.SearchStrategy[Array]:
     """What a session may give: every bit pattern, and strings with all that has a meaning to the writer."""
+    size = int(np.prod(shape))
+    if datatype in ("FP32", "FP64"):
+        dtype = DATATYPES[datatype].dtype
+        some = st.sampled_from([np.nan, np.inf, -np.inf, -0.0, 1.5, 0.1, 1e-45])
+        listed = st.lists(some, min_size=size, max_size=size).map(lambda found: np.array(found, dtype).reshape(shape))
+        return st.one_of(listed, arrays(datatype, st.just(shape)))
     if datatype != "BYTES":
         return arrays(datatype, st.just(shape))
-    size = int(np.prod(shape))
     return st.lists(TEXTS, min_size=size, max_size=size).map(lambda texts: _objects(texts, shape))
 
 
@@ -184,6 +189,15 @@ def test_outputs_of_every_shape_are_written(datatype: str, shape: tuple[int, ...
     array = np.zeros(shape, DATATYPES[datatype].dtype)
     array[...] = "%s],[" if datatype == "BYTES" else 1
     check(lone(array, datatype, binary=binary))
+
+
+def test_outputs_that_only_a_call_that_left_had_asked_for_stand_in_nobodys_reply() -> None:
+    specs = (TensorSpec("y", "FP32", None), TensorSpec("z", "INT64", None))
+    contract = Contract((), specs, batched=True)
+    arrays = (np.array([[7, 8], [9, 10]], np.int64), np.array([[1.5], [np.nan]], np.float32))
+    for rows, first_row in ((1, 4), (2, 4), (2, None)):
+        call = call_of(servable(), outputs=(OutputRequest("y", False),), prediction_id=b"%036d" % 1, row=4, rows=rows)
+        check(Run("m", contract, ("z", "y"), arrays, [call], first_row))
 
 
 def test_nobody_who_waits_is_no_reply() -> None:
