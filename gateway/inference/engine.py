@@ -111,7 +111,7 @@ class Engine:
             arrays = self._pieces(feed, names, batch.rows)
         else:
             arrays = self._session.run(feed, names)
-        if len(batch.calls) > 1 and any(array.ndim == 0 or len(array) != batch.rows for array in arrays):
+        if len(batch.calls) > 1 and not _follow(arrays, batch.rows):
             # Quarantine saw one row out for one row in; these rows are different, so they run alone.
             self.joins = False
             raise ValueError(f"a batch of {batch.rows} rows gave {[array.shape for array in arrays]}")
@@ -127,12 +127,25 @@ class Engine:
         return Part(batch.calls, names, arrays, first)
 
     def _pieces(self, feed: dict[str, Array], names: tuple[str, ...], rows: int) -> tuple[Array, ...]:
-        """A request of more rows than a batch may have, run in pieces."""
-        results = []
+        """A request of more rows than a batch may have, run in pieces; whole where its outputs cannot be joined."""
+        results: list[tuple[Array, ...]] = []
         for start in range(0, rows, self.max_rows):
             piece = {name: array[start : start + self.max_rows] for name, array in feed.items()}
             results.append(self._session.run(piece, names))
+            count = min(self.max_rows, rows - start)
+            if not _follow(results[-1], count) or _trailing(results[-1]) != _trailing(results[0]):
+                self.joins = False
+                return self._session.run(feed, names)
         return tuple(np.concatenate(column) for column in zip(*results, strict=True))
+
+
+def _follow(arrays: tuple[Array, ...], rows: int) -> bool:
+    """True where axis 0 of every output is the batch."""
+    return not any(array.ndim == 0 or len(array) != rows for array in arrays)
+
+
+def _trailing(arrays: tuple[Array, ...]) -> list[tuple[int, ...]]:
+    return [array.shape[1:] for array in arrays]
 
 
 def _union(calls: list[Call]) -> tuple[str, ...]:
