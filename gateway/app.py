@@ -8,11 +8,11 @@ from http import HTTPStatus
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from gateway.errors import ClientError, HeadgateError, MethodNotAllowed, NotFound, ServerError
+from gateway.errors import ClientError, HeadgateError, InvalidRequest, MethodNotAllowed, NotFound, ServerError
 from gateway.http import description, inference, repository
 from gateway.http.messages import error_response
 from gateway.http.middleware import Access, RequestId
@@ -71,7 +71,12 @@ def build(gateway: Gateway, *, admin: bool = False) -> Starlette:
             Middleware(RequestId),
             Middleware(Access, counters=gateway.counters, log_requests=gateway.settings.access_log),
         ],
-        exception_handlers={HeadgateError: _known, HTTPException: _routing, Exception: _unknown},
+        exception_handlers={
+            HeadgateError: _known,
+            HTTPException: _routing,
+            ClientDisconnect: _cut,
+            Exception: _unknown,
+        },
     )
     app.router.redirect_slashes = False
     app.state.gateway = gateway
@@ -93,6 +98,11 @@ async def _routing(request: Request, error: Exception) -> Response:
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         return error_response(request, MethodNotAllowed(phrase, headers={"Allow": _allowed(request)}))
     return error_response(request, NotFound(phrase) if error.status_code == 404 else ClientError(phrase))
+
+
+async def _cut(request: Request, error: Exception) -> Response:
+    """The client left in the middle of its body: nobody reads this, but it is counted, and as a fault of the client."""
+    return error_response(request, InvalidRequest("the body ended before it was whole", field="body"))
 
 
 def _allowed(request: Request) -> str:
