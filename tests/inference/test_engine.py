@@ -103,11 +103,13 @@ def test_a_large_request_whose_rows_are_padded_to_the_longest_is_run_whole() -> 
     def padded(inputs: Mapping[str, Array], outputs: Sequence[str]) -> tuple[Array, ...]:
         return (np.zeros((len(inputs["x"]), int(inputs["x"].max())), np.float32),)
 
-    engine, _ = engine_of(padded, max_rows=4)
-    decoded(engine, [[row, row] for row in range(8)])
-    (part,) = engine.execute(together(engine)).parts
-    assert part.error is None
-    assert part.arrays[0].shape == (8, 7)
+    engine, session = engine_of(padded, max_rows=4)
+    for runs in ([4, 4, 8], [4, 4, 8, 8]):
+        decoded(engine, [[row, row] for row in range(8)])
+        (part,) = engine.execute(together(engine)).parts
+        assert part.error is None
+        assert part.arrays[0].shape == (8, 7)
+        assert session.rows == runs, "what was learned is kept"
 
 
 def test_a_request_to_a_model_without_a_batch_axis_is_run_whole() -> None:
