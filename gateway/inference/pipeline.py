@@ -132,8 +132,7 @@ class Pipeline:
         """Answer a call with an error."""
         call.servable.counters.failed(error.code, time.monotonic_ns() - call.arrived_ns)
         if not call.gone:
-            call.gone = True
-            call.door.refuse(call, error)
+            _refuse(call, error)
         self._end(call)
 
     def abandon(self, call: Call) -> None:
@@ -238,10 +237,9 @@ class Pipeline:
             for call in (*running, *engine.batcher.waiting()):
                 if now_ns > call.deadline_ns and not call.gone:
                     where = "while the model was running" if call in running else "before the request could run"
-                    call.gone = True
                     error = DeadlineExceeded(f"the deadline passed {where}")
                     call.servable.counters.failed(error.code, now_ns - call.arrived_ns)
-                    call.door.refuse(call, error)
+                    _refuse(call, error)
         self._sweeping = bool(busy)
         if busy:
             asyncio.get_running_loop().call_later(SWEEP_S, self._sweep)
@@ -275,7 +273,10 @@ class Pipeline:
         written_ns = time.monotonic_ns()
         for call, (body, length) in zip(calls, replies, strict=True):
             call.gone = True
-            call.door.answer(call, body, length)
+            try:
+                call.door.answer(call, body, length)
+            except Exception as error:  # its mates wait for their answers, whatever became of its connection
+                _unheard(call, error)
         done_ns = time.monotonic_ns()
         rows = sum([call.rows for call in part.calls])
         decode = [call.decode_ns for call in calls]
@@ -327,3 +328,17 @@ class Pipeline:
         if call.block is not None:
             self._engines[servable].reader.release(call.block)
             call.block = None
+
+
+def _refuse(call: Call, error: HeadgateError) -> None:
+    """Tell the door, which is told nothing more."""
+    call.gone = True
+    try:
+        call.door.refuse(call, error)
+    except Exception as defect:
+        _unheard(call, defect)
+
+
+def _unheard(call: Call, error: Exception) -> None:
+    """A door failed to pass on what it was told."""
+    log.error("reply failed", exc_info=error, extra={"event": "internal-error", "request_id": call.name()})
