@@ -168,8 +168,11 @@ def test_a_lone_request_runs_at_the_end_of_its_turn_and_at_once_when_nobody_else
             assert not door.times, "others of this turn could still come"
             await turns()
             assert values_of(door) == [number]
+        for number in (999, 1000):
+            _, door = world.send(number)
+            assert values_of(door) == [number]
+            await turns()
         _, door = world.send(1000)
-        assert values_of(door) == [1000]
         # The second one of a turn waits for the third.
         others = [world.send(value)[1] for value in (1001, 1002)]
         assert not any(door.times for door in others)
@@ -275,6 +278,47 @@ def test_a_long_run_leaves_the_loop_and_what_comes_meanwhile_is_the_next_batch()
     run(main)
 
 
+def test_a_short_run_does_not_begin_beside_a_long_one_of_the_same_version() -> None:
+    gate = Gate()
+
+    def waits_for_ten_rows(inputs: Mapping[str, Array], outputs: Sequence[str]) -> tuple[Array, ...]:
+        return (gate if len(inputs["x"]) == 10 else echo)(inputs, outputs)
+
+    session = FakeSession(waits_for_ten_rows)
+    world = World(servable(session, run_s=INLINE_S / 5, batch_s=INLINE_S, batch_rows=8))
+
+    async def main() -> None:
+        for _ in range(QUIET_TURNS):
+            world.send(1)
+            await turns()
+        world.send(*range(10))
+        await begun(gate)
+        await turns()
+        _, door = world.send(2)
+        await turns()
+        assert not door.times
+        gate.may_end.release()
+        await until(lambda: door.times)
+        assert session.rows[QUIET_TURNS:] == [10, 1]
+        world.assert_at_rest()
+        world.pipeline.close()
+
+    run(main)
+
+
+def test_rows_that_gain_nothing_from_running_together_run_alone() -> None:
+    session = FakeSession()
+    world = World(servable(session, run_s=0.0001, batch_s=0.0008, batch_rows=8))
+
+    async def main() -> None:
+        doors = [world.send(value)[1] for value in range(3)]
+        await until(lambda: all(door.times for door in doors))
+        assert session.rows == [1, 1, 1]
+        world.assert_at_rest()
+
+    run(main)
+
+
 def test_a_version_of_unknown_cost_runs_apart_until_its_cost_is_known() -> None:
     session = FakeSession()
     world = World(servable(session, run_s=None, batch_s=None))
@@ -343,6 +387,25 @@ def test_a_deadline_that_passes_behind_or_inside_a_long_run_is_answered_while_it
     run(main)
 
 
+def test_deadlines_are_watched_behind_every_long_run() -> None:
+    gate = Gate()
+    world = World(servable(FakeSession(gate), **LONG))
+
+    async def main() -> None:
+        for _ in range(2):
+            call, door = world.send(1)
+            await begun(gate)
+            call.deadline_ns = 0
+            await until(lambda door=door: door.times)
+            assert code_of(door) == "deadline-exceeded"
+            gate.may_end.release()
+            await until(lambda: not world.pipeline._sweeping)
+        world.assert_at_rest()
+        world.pipeline.close()
+
+    run(main)
+
+
 def test_a_request_that_is_expected_to_be_late_is_refused_at_once() -> None:
     gate = Gate()
     world = World(servable(FakeSession(gate), run_s=0.5, batch_s=0.5))
@@ -392,6 +455,17 @@ def test_the_deadline_is_the_clients_within_the_longest_and_else_the_default(tim
     run(main)
 
 
+def test_no_default_is_longer_than_the_longest_deadline() -> None:
+    world = World(servable(), deadline_s=90.0)
+
+    async def main() -> None:
+        call, _ = world.send(1)
+        assert call.deadline_ns - call.arrived_ns == 60_000_000_000
+        await turns()
+
+    run(main)
+
+
 # -- clients that leave
 
 
@@ -426,6 +500,7 @@ def test_a_client_that_leaves_hurts_none_of_its_mates(when: str, which: int) -> 
             assert doors[which].times == 0
         assert [values_of(doors[number]) for number in mates] == [[number] for number in mates]
         assert world.outcomes() == ({"ok": 3} if when == "after its answer" else {"ok": 2, "client-gone": 1})
+        assert world.versions[0].counters.rows == world.outcomes()["ok"]
         world.assert_at_rest()
         world.pipeline.close()
 
@@ -578,6 +653,33 @@ def test_a_defect_in_writing_is_answered_by_500_to_all_whom_it_concerns(
 
     run(main)
     assert [record.levelname for record in caplog.records] == ["ERROR"] * 3
+
+
+@pytest.mark.parametrize("fault", ["model", "writer"])
+def test_a_client_that_leaves_during_a_run_that_fails_gives_its_permit_back(
+    fault: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[Call] = []
+
+    def leaves(inputs: Mapping[str, Array], outputs: Sequence[str]) -> tuple[Array, ...]:
+        world.pipeline.abandon(calls[1])
+        if fault == "model":
+            raise RuntimeError("it failed")
+        return echo(inputs, outputs)
+
+    world = World(servable(FakeSession(leaves)))
+
+    async def main() -> None:
+        calls.extend(world.send(value)[0] for value in range(3))
+        if fault == "writer":
+            monkeypatch.setattr(world.pipeline.engines()[0].writer, "write", "no function at all")
+        await turns()
+        code = "model-failed" if fault == "model" else "internal"
+        assert [door.times for door in world.doors] == [1, 0, 1]
+        assert world.outcomes() == {code: 2, "client-gone": 1}
+        world.assert_at_rest()
+
+    run(main)
 
 
 @pytest.mark.parametrize("which", [0, 1, 2])
