@@ -56,6 +56,7 @@ class Fleet:
         self._slots = range(1, workers + 1)
         self._load_timeout_s = load_timeout_s
         self._lock = threading.Lock()
+        self._closed = False
         self.plan = plans.read(folder.plan)
         self._preparing: dict[str, tuple[str, PlannedVersion]] = {}
         self._served: dict[str, PlannedModel] = dict(self.plan.models)
@@ -81,12 +82,18 @@ class Fleet:
         deadline = time.monotonic() + self._load_timeout_s
         try:
             while not self._all_loaded(planned.incarnation, generation):
+                if self._closed:
+                    raise LoadUnavailable("the server is shutting down")
                 if time.monotonic() > deadline:
                     raise LoadUnavailable(f"the workers had not loaded it after {self._load_timeout_s:g} s")
                 time.sleep(POLL_S)
         except Exception:
             self.forget(planned.incarnation)
             raise
+
+    def close(self) -> None:
+        """Wait for no worker any more: a load that waited would keep the process from ending."""
+        self._closed = True
 
     def forget(self, incarnation: str) -> None:
         """A prepared version is served from now on, or is not wanted any more."""
@@ -203,3 +210,4 @@ class FleetLoader:
     def close(self) -> None:
         """See Loader."""
         self._quarantine.close()
+        self._fleet.close()
