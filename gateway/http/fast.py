@@ -333,6 +333,8 @@ class FastProtocol(HttpToolsProtocol):
             order.clear()
             self.transport.write(reply)
             self.since = self.clock.now
+            if self.flow.read_paused and self.stalled_since is None:
+                self.flow.resume_reading()
             return
         call.reply = reply
         if order and order[0] is call:
@@ -415,11 +417,14 @@ class FastProtocol(HttpToolsProtocol):
                 else:
                     self._linger()
                 return
-        if order or transport.is_closing():
+        if transport.is_closing():
+            return
+        if self.stalled_since is None and len(order) <= MAX_PIPELINED // 2:
+            # The last of them may wait for the rest of its body.
+            self.flow.resume_reading()
+        if order:
             return
         self.since = self.clock.now
-        if self.stalled_since is None:
-            self.flow.resume_reading()
         if self.pipeline:
             cycle, app = self.pipeline.pop()
             self._start_asgi_task(cycle, app)
@@ -432,10 +437,7 @@ class FastProtocol(HttpToolsProtocol):
 
 
 def door(gateway: Gateway, *, inference: bool) -> type[FastProtocol]:
-    """The protocol class of one gateway: uvicorn makes connections from a class alone.
-
-    `inference` False: the process has no sessions, and its infer route is one that does not exist.
-    """
+    """The protocol class of one gateway. `inference` False: no sessions live here, so there is no infer route."""
 
     class Door(FastProtocol):
         offers_inference = inference

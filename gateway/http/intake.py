@@ -7,14 +7,18 @@ from gateway.http.head import too_large
 from gateway.state import ConnectionLimits
 
 CHUNK_BYTES = 24
-MAX_SPARE_BYTES = 512 << 10
-"""What the frame of a chunk may take, and what may stand around all of them: extensions, trailers, the head before."""
+MAX_SPARE_BYTES = 64 << 10
+"""What the frame of a chunk may take, and what may stand around all of them: extensions and trailers."""
 
 
 class Intake:
-    """One for each connection. Every method returns the error of the limit that is passed, None while none is."""
+    """One for each connection. Every method returns the error of the limit that is passed, None while none is.
 
-    __slots__ = ("_body", "_chunks", "_fields", "_head", "_limits", "_max_body_bytes", "_pieces", "_url", "_wire")
+    A piece is what the socket gave at once. The one with which something begins is not counted: most of it may belong
+    to other requests before.
+    """
+
+    __slots__ = ("_body", "_chunks", "_fields", "_head", "_limits", "_max_body_bytes", "_pieces", "_url")
 
     def __init__(self, limits: ConnectionLimits, max_body_bytes: int) -> None:
         self._limits = limits
@@ -23,11 +27,13 @@ class Intake:
 
     def begin(self) -> None:
         """A request begins."""
-        self._url = self._fields = self._head = self._pieces = self._body = self._chunks = self._wire = 0
+        self._url = self._fields = self._head = self._body = self._chunks = 0
+        self._pieces = -1
 
     def begin_body(self) -> None:
         """Its headers are complete."""
-        self._pieces = self._body = self._chunks = self._wire = 0
+        self._body = self._chunks = 0
+        self._pieces = -1
 
     def url(self, count: int) -> HeadgateError | None:
         """Bytes of the target came."""
@@ -49,7 +55,7 @@ class Intake:
 
     def head_piece(self, count: int) -> HeadgateError | None:
         """So many bytes came, and the headers go on: the parser keeps one that is not complete, whatever its length."""
-        self._pieces += count
+        self._count(count)
         if self._pieces <= self._limits.max_header_bytes + self._limits.max_url_bytes:
             return None
         return HeadersTooLarge(f"the headers are larger than {self._limits.max_header_bytes} bytes")
@@ -66,10 +72,13 @@ class Intake:
 
     def body_piece(self, count: int) -> HeadgateError | None:
         """So many bytes came, and the body goes on: the parser takes extensions and trailers of any size."""
-        self._wire += count
-        if self._wire - self._body - self._chunks * CHUNK_BYTES <= MAX_SPARE_BYTES:
+        self._count(count)
+        if self._pieces - self._body - self._chunks * CHUNK_BYTES <= MAX_SPARE_BYTES:
             return None
         return InvalidRequest("the chunks of the body have too much around them", field="body")
+
+    def _count(self, count: int) -> None:
+        self._pieces = self._pieces + count if self._pieces >= 0 else 0
 
     @property
     def many_chunks(self) -> bool:
