@@ -114,7 +114,9 @@ class Server:
 
     def log(self) -> list[dict[str, Any]]:
         """Every line that was logged."""
-        return [json.loads(line) for line in self._log_path.read_text().splitlines()]
+        # A line that crosses a page of the file can be seen when only its first part is there.
+        whole = self._log_path.read_text().rpartition("\n")[0]
+        return [json.loads(line) for line in whole.splitlines()]
 
     def stop(self, signal_number: int = signal.SIGTERM, timeout_s: float = 30) -> int:
         """Ask it to end and wait; returns the exit code."""

@@ -18,7 +18,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from gateway.errors import HeadgateError, InvalidRequest, PayloadTooLarge, RequestTimeout, ServerError
 from gateway.http import replies, strict
-from gateway.http.head import Head, find_route, split
+from gateway.http.head import MAX_HEAD_BYTES, Head, find_route, remember, split
 from gateway.http.intake import Intake
 from gateway.inference.call import Call
 
@@ -26,10 +26,6 @@ if TYPE_CHECKING:
     from gateway.state import Gateway
 
 log = logging.getLogger("headgate.access")
-
-MAX_HEADS = 4096
-MAX_HEAD_BYTES = 2048
-"""Heads that are remembered, and the longest of them."""
 
 MAX_PIPELINED = 64
 """Requests of one connection that may wait for their replies; then it is not read any further."""
@@ -90,11 +86,8 @@ class FastProtocol(HttpToolsProtocol):
             if head is None and block is not None and len(block) <= MAX_HEAD_BYTES:
                 block, request_id = split(block)
                 head = self.heads.get(block)
-            if (
-                head is not None
-                and len(data) == end + 4 + head.length
-                and (self.cycle is None or not self._asgi_is_busy())
-            ):
+            fast = self.cycle is None or not self._asgi_is_busy()
+            if head is not None and fast and len(data) == end + 4 + head.length:
                 self.since = self.clock.now
                 self.stage = IDLE
                 call = self._admit(head, request_id)
@@ -134,6 +127,11 @@ class FastProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client left: nobody waits for its calls."""
+        self._forget()
+        super().connection_lost(exc)
+
+    def _forget(self) -> None:
+        """Nothing more is received, and nobody waits for what is not answered yet."""
         self.finished = True
         for each in self.order:
             if isinstance(each, Call):
@@ -141,7 +139,6 @@ class FastProtocol(HttpToolsProtocol):
         self.order.clear()
         self.head = self.call = None
         self.chunks = []
-        super().connection_lost(exc)
 
     def pause_writing(self) -> None:
         """The client does not read its replies, so no more of its requests are read."""
@@ -160,19 +157,19 @@ class FastProtocol(HttpToolsProtocol):
         """Finish what is in flight, then close."""
         if self.order:
             self.order[-1].close = True
-        elif self.cycle is not None and not self.cycle.response_complete:
-            super().shutdown()
         else:
-            self.transport.close()
+            super().shutdown()
 
     def check(self, now: float) -> None:
         """Called every so often: end what takes too long."""
-        if self.transport is None or self.transport.is_closing():
-            return
+        if self.stalled_since is None and self.transport.is_closing():
+            # It ends when its last bytes are written, which a client that does not read could put off for ever.
+            self.stalled_since = now
         limits = self.limits
         waited = now - self.since
-        if self.stalled_since is not None and now - self.stalled_since > limits.write_stall_s:
-            self.transport.abort()
+        if self.stalled_since is not None:
+            if now - self.stalled_since > limits.write_stall_s:
+                self.transport.abort()
         elif self.lingering_since is not None:
             if now - self.lingering_since > LINGER_S:
                 self.transport.close()
@@ -207,7 +204,8 @@ class FastProtocol(HttpToolsProtocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """One header field."""
-        self.headers.append((name.lower(), value))
+        # The parser leaves in the white space behind a value, which is no part of it.
+        self.headers.append((name.lower(), value.rstrip(b" \t")))
         self.trouble = self.trouble or self.intake.header(len(name) + len(value))
 
     def on_headers_complete(self) -> None:
@@ -238,10 +236,8 @@ class FastProtocol(HttpToolsProtocol):
             request_id = head.request_id or secrets.token_hex(8)
             self._refuse(replies.Refusal(b"", close=head.close), error, request_id, head.route)
             return
-        if seen is not None and head.keep and head.length >= 0 and len(seen) <= MAX_HEAD_BYTES:
-            if len(self.heads) >= MAX_HEADS:
-                self.heads.clear()
-            self.heads[seen] = head
+        if seen is not None:
+            remember(self.heads, seen, head)
         self.call = self._admit(head, head.request_id)
         if head.expects and self.call is not None and len(self.order) == 1:
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -276,8 +272,8 @@ class FastProtocol(HttpToolsProtocol):
             # What comes behind a last request is none of ours.
             self.finished = True
         if call is not None:
-            chunks, self.chunks = self.chunks, []
-            body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+            body = b"".join(self.chunks)
+            self.chunks = []
             self.inference.submit(call, body, head.header, head.encoding)
 
     # -- headers
@@ -362,8 +358,10 @@ class FastProtocol(HttpToolsProtocol):
             self._send()
 
     def _linger(self) -> None:
-        """Close, but let the client read the reply first: closing on unread data would reset the connection."""
-        if self.transport.can_write_eof():
+        """Close, but let the client read what it is owed: closing on unread data would reset the connection."""
+        if self.order:
+            self.order[-1].close = True
+        elif self.transport.can_write_eof():
             self.transport.write_eof()
             self.lingering_since = self.clock.now
         else:
@@ -393,7 +391,10 @@ class FastProtocol(HttpToolsProtocol):
                 # It was answered without its body.
                 self._linger()
                 return
-            if self.pipeline or self.order or cycle.response_started:
+            if self.order:
+                # Its application was not asked yet, and will not be.
+                self.pipeline.clear()
+            elif self.pipeline or cycle.response_started:
                 self.transport.close()
                 return
             # Its application waits for the rest of the body, which will not come.
@@ -411,7 +412,7 @@ class FastProtocol(HttpToolsProtocol):
                 continue
             transport.write(place.reply or b"")
             if place.close:
-                self.finished = True
+                self._forget()
                 if self.stage == IDLE and self.trouble is None:
                     transport.close()
                 else:

@@ -10,6 +10,13 @@ from gateway.oip import compression
 
 _INFER = re.compile(rb"/v2/models/([A-Za-z0-9._-]{1,64})(?:/versions/([A-Za-z0-9_-]{1,32}))?/infer")
 
+MAX_HEADS = 4096
+MAX_HEAD_BYTES = 2048
+"""Heads that are remembered, and the longest of them."""
+
+MAX_KEY = 256
+"""Characters by which clients are told apart."""
+
 
 class Head:
     """What the headers of an infer request say. A head that was seen before is not parsed again.
@@ -48,7 +55,11 @@ class Head:
         self.key = ""
 
     def read(self, headers: list[tuple[bytes, bytes]], key_header: bytes, max_body_bytes: int) -> None:
-        """Take what matters from the headers; names are in lower case. Raises InvalidRequest or PayloadTooLarge."""
+        """Take what matters from the headers; names are in lower case. Raises InvalidRequest or PayloadTooLarge.
+
+        A list that is spread over several headers is one; of other headers that stand twice the last one counts.
+        """
+        accepted = b""
         for name, value in headers:
             if name == b"content-length":
                 if len(value) > 20 or int(value) > max_body_bytes:
@@ -57,14 +68,13 @@ class Head:
                 self.length = int(value)
             elif name == b"inference-header-content-length":
                 if self.header is not None:
-                    text = "Inference-Header-Content-Length"
-                    raise InvalidRequest(f"header {text} stands more than once, at most once is allowed", field=text)
+                    raise twice("Inference-Header-Content-Length")
                 self.header = value.decode("latin-1")
             elif name == b"content-encoding":
                 text = value.decode("latin-1")
                 self.encoding = text if self.encoding is None else f"{self.encoding}, {text}"
             elif name == b"accept-encoding":
-                self.coding = compression.choose(value.decode("latin-1"))
+                accepted += b"," + value
             elif name == b"x-request-id":
                 text = value.decode("latin-1")
                 self.request_id = text if REQUEST_ID.fullmatch(text) else ""
@@ -74,7 +84,9 @@ class Head:
             elif name == b"transfer-encoding":
                 self.keep = False
             if name == key_header:
-                self.key = value.decode("latin-1")[:256]
+                self.key = value.decode("latin-1")[:MAX_KEY]
+        if accepted:
+            self.coding = compression.choose(accepted.decode("latin-1"))
 
 
 _VARYING = re.compile(rb"\r\n(x-request-id|traceparent|tracestate): ?([!-~]{1,256})(?=\r\n|\Z)", re.IGNORECASE)
@@ -93,6 +105,15 @@ def split(block: bytes) -> tuple[bytes, str]:
     return _VARYING.sub(b"", block), request_id
 
 
+def remember(heads: dict[bytes, Head], seen: bytes, head: Head) -> None:
+    """Keep what a block of headers, as `split` left it, says to every request that brings it again."""
+    # A request id that `split` left in must not become that of later requests.
+    if head.keep and head.length >= 0 and len(seen) <= MAX_HEAD_BYTES and b"x-request-id" not in seen.lower():
+        if len(heads) >= MAX_HEADS:
+            heads.clear()
+        heads[seen] = head
+
+
 def find_route(url: bytes) -> tuple[tuple[str, str | None], str] | None:
     """((model, version slot), route pattern) of an infer URL, None for any other."""
     match = _INFER.fullmatch(url)
@@ -106,3 +127,8 @@ def find_route(url: bytes) -> tuple[tuple[str, str | None], str] | None:
 def too_large(max_bytes: int) -> PayloadTooLarge:
     """The error for a body over the limit."""
     return PayloadTooLarge(f"the body is larger than {max_bytes} bytes", field="body")
+
+
+def twice(name: str) -> InvalidRequest:
+    """The error for a header that may stand once and stands more often."""
+    return InvalidRequest(f"header {name} stands more than once, at most once is allowed", field=name)

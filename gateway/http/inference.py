@@ -9,6 +9,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from gateway.errors import HeadgateError
+from gateway.http.head import MAX_KEY
 from gateway.http.messages import read_raw, reply_headers, request_id, single_header
 from gateway.inference.call import Call
 from gateway.oip import compression
@@ -39,8 +40,8 @@ async def infer(request: Request) -> Response:
     pipeline = gateway.pipeline
     model, slot = request.path_params["model"], request.path_params.get("version")
     door = _Waiting()
-    key = request.headers.get(gateway.settings.client_key_header, "")
-    call = pipeline.admit((model, slot), door, arrived_ns, request_id(request), key)
+    keys = request.headers.getlist(gateway.settings.client_key_header) or [""]
+    call = pipeline.admit((model, slot), door, arrived_ns, request_id(request), keys[-1][:MAX_KEY])
     try:
         header = single_header(request, "Inference-Header-Content-Length")
         body = await read_raw(request, pipeline.limits.max_body_bytes)
@@ -55,6 +56,6 @@ async def infer(request: Request) -> Response:
     except asyncio.CancelledError:
         pipeline.abandon(call)
         raise
-    coding = compression.choose(request.headers.get("accept-encoding"))
+    coding = compression.choose(",".join(request.headers.getlist("accept-encoding")))
     headers, body = reply_headers(call.prediction_id, body, json_length, coding)
     return Response(body, 200, headers)

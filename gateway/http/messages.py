@@ -9,7 +9,8 @@ import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
-from gateway.errors import HeadgateError, InvalidRequest, PayloadTooLarge
+from gateway.errors import HeadgateError, PayloadTooLarge
+from gateway.http.head import too_large, twice
 from gateway.oip import compression
 from gateway.oip.jsontext import parse_object
 
@@ -37,7 +38,7 @@ def single_header(request: Request, name: str) -> str | None:
     """A header that may stand once. Raises InvalidRequest."""
     values = request.headers.getlist(name)
     if len(values) > 1:
-        raise InvalidRequest(f"header {name} stands {len(values)} times, at most once is allowed", field=name)
+        raise twice(name)
     return values[0] if values else None
 
 
@@ -60,13 +61,13 @@ async def read_raw(request: Request, max_bytes: int) -> bytes:
     """The whole body as it came. Raises PayloadTooLarge before reading where the length is announced."""
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and len(announced) <= 20 and int(announced) > max_bytes:
-        raise _too_large(max_bytes)
+        raise too_large(max_bytes)
     chunks: list[bytes] = []
     size = 0
     async for chunk in request.stream():
         size += len(chunk)
         if size > max_bytes:
-            raise _too_large(max_bytes)
+            raise too_large(max_bytes)
         chunks.append(chunk)
     return b"".join(chunks)
 
@@ -75,10 +76,6 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
     """The whole body, inflated."""
     body = await read_raw(request, max_bytes)
     return compression.inflate(body, ", ".join(request.headers.getlist("content-encoding")), max_bytes)
-
-
-def _too_large(max_bytes: int) -> PayloadTooLarge:
-    return PayloadTooLarge(f"the body is larger than {max_bytes} bytes", field="body")
 
 
 async def read_document(request: Request, max_bytes: int = 1 << 20) -> dict[str, Any]:

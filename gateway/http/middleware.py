@@ -32,8 +32,8 @@ class RequestId:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        offered = Headers(scope=scope).get("x-request-id", "")
-        request_id = offered if REQUEST_ID.fullmatch(offered) else secrets.token_hex(8)
+        offered = Headers(scope=scope).getlist("x-request-id") or [""]
+        request_id = offered[-1] if REQUEST_ID.fullmatch(offered[-1]) else secrets.token_hex(8)
         scope.setdefault("state", {})["request_id"] = request_id
 
         async def send_with_id(message: Message) -> None:
