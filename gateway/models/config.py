@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from gateway.feedback.rules import FeedbackRule, problem
 from gateway.models.manifest import is_alias
 
 Positive = Annotated[int, Meta(ge=1)]
@@ -54,6 +55,7 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     batching: Batching = Batching()
     outputs: dict[str, OutputRule] = {}
     nonfinite_inputs: Literal["accept", "refuse"] = "accept"
+    feedback: dict[str, FeedbackRule] = {}
 
 
 def parse(data: bytes) -> ModelConfig:
@@ -67,4 +69,8 @@ def parse(data: bytes) -> ModelConfig:
             raise ValueError(f"model.toml: alias {alias[:64]!r} must be a small letter and up to 31 of a-z 0-9 _ -")
     if config.versions.policy == "specific" and not config.versions.only:
         raise ValueError("model.toml: versions.policy 'specific' needs the list versions.only")
+    for name, rule in config.feedback.items():
+        wrong = problem(name, rule)
+        if wrong is not None:
+            raise ValueError(f"model.toml: {wrong}")
     return config

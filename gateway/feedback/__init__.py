@@ -1,0 +1,1 @@
+"""Feedback: what really happened, or what somebody thinks of a prediction. Kept as events; see feedback.event."""
