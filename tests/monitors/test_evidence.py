@@ -1,0 +1,224 @@
+"""The evidence of bin counts against brute force: every outcome of small experiments, and a patient solver."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from scipy.optimize import brentq
+from scipy.special import gammaln, xlogy
+from scipy.stats import chi2, multinomial
+
+from monitors.evidence.multinomial import _null, log_evidence
+from monitors.evidence.radius import psi_to_kl, radius, widened
+from monitors.evidence.reference import Reference
+from monitors.types import Counts, Floats
+
+
+def compositions(rows: int, bins: int) -> Counts:
+    """Every vector of `bins` counts that sums to `rows`, one a line."""
+    places = np.array(list(combinations(range(rows + bins - 1), bins - 1)), dtype=np.int64)
+    bars = np.column_stack([np.full(len(places), -1), places, np.full(len(places), rows + bins - 1)])
+    return np.diff(bars, axis=1) - 1
+
+
+def divergence(a: Floats, b: Floats) -> float:
+    return float(np.sum(xlogy(a, a) - xlogy(a, np.maximum(b, 1e-300))))
+
+
+def shares_in_ball(reference: Reference, rng: np.random.Generator, how_many: int) -> list[Floats]:
+    """The centre, and shares on the very surface of the ball in random directions, for the first feature."""
+    centre, ball = reference.share[0], reference.ball[0]
+    found = [centre]
+    while len(found) < how_many:
+        target = rng.dirichlet(np.full(len(centre), 0.3))
+
+        def over(step: float, target: Floats = target) -> float:
+            return divergence(centre, (1 - step) * centre + step * target) - ball
+
+        step = brentq(over, 0, 1 - 1e-9) if over(1 - 1e-9) > 0 else 1.0
+        found.append((1 - step) * centre + step * target)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("baseline", "rows", "ordered"),
+    [
+        ([30, 20, 10], 12, 3),
+        ([500, 400, 99, 1], 9, 0),
+        ([1000, 0, 40], 15, 2),
+        ([5, 5], 40, 2),
+        ([3, 900, 3, 0, 94], 6, 3),
+    ],
+)
+@pytest.mark.parametrize("tolerance", [0.0, 0.05])
+def test_no_shares_in_the_ball_make_the_evidence_exceed_one_on_average(
+    baseline: list[int], rows: int, ordered: int, tolerance: float
+) -> None:
+    """1. Every outcome of so many rows is weighed. 2. Its probability is taken under shares all over the ball.
+    Result: the exact expectation of E is at most 1 for each of them: that is what makes E evidence.
+    """
+    reference = Reference.build([baseline], ordered=ordered, tolerance=tolerance)
+    outcomes = compositions(rows, len(baseline))
+    evidence = np.exp(log_evidence(reference, outcomes[:, None, :])[:, 0])
+    for share in shares_in_ball(reference, np.random.default_rng(5), 60):
+        assert multinomial(rows, share).pmf(outcomes) @ evidence <= 1 + 1e-9
+
+
+def test_shares_outside_the_ball_can_make_the_evidence_exceed_one_on_average() -> None:
+    """The test above can fail: it does as soon as the truth is farther away than the ball allows."""
+    reference = Reference.build([[300, 200, 100]])
+    outcomes = compositions(40, 3)
+    evidence = np.exp(log_evidence(reference, outcomes[:, None, :])[:, 0])
+    assert multinomial(40, [0.1, 0.2, 0.7]).pmf(outcomes) @ evidence > 100
+
+
+def test_a_baseline_taken_as_exact_is_no_fair_bet_and_the_ball_is_what_mends_it() -> None:
+    baseline = np.array([[30, 20, 10]])
+    honest = Reference.build(baseline)
+    outcomes = compositions(60, 3)
+    seen = outcomes[:, None, :]
+    naive = log_evidence(honest, seen)[:, 0] + (_null(honest, seen * 1.0, np.full((len(seen), 1), 60.0)))[:, 0]
+    naive -= xlogy(outcomes, honest.share[0]).sum(axis=1)
+    truth = shares_in_ball(honest, np.random.default_rng(1), 30)
+    assert max(multinomial(60, share).pmf(outcomes) @ np.exp(naive) for share in truth) > 5
+
+
+counts_of_two_features = arrays(np.int64, (3, 2, 6), elements=st.integers(0, 3000))
+
+
+@given(
+    seen=counts_of_two_features,
+    baseline=arrays(np.int64, (2, 6), elements=st.integers(0, 5000)),
+    tolerance=st.sampled_from([0.0, 0.01, 0.3]),
+)
+def test_the_bound_on_the_null_is_never_below_the_best_shares_in_the_ball_and_nearly_touches_them(
+    seen: Counts, baseline: Counts, tolerance: float
+) -> None:
+    baseline[:, 0] += 20
+    reference = Reference.build(baseline, tolerance=tolerance)
+    rows = seen.sum(axis=2)
+    bound = _null(reference, seen.astype(np.float64), rows.astype(np.float64))
+    for s, f in np.argwhere(rows > 0):
+        n, counts, share = rows[s, f], seen[s, f], reference.share[f]
+
+        def outside(log_weight: float, n: int = n, counts: Counts = counts, share: Floats = share, f: int = f) -> float:
+            weight = np.exp(log_weight)
+            return divergence(share, (counts + weight * share) / (n + weight)) - reference.ball[f]
+
+        if outside(-25) <= 0:
+            best = counts / n
+        else:
+            weight = np.exp(brentq(outside, -25, 30))
+            best = (counts + weight * share) / (n + weight)
+        value = xlogy(counts, np.maximum(best, 1e-300)).sum()
+        assert bound[s, f] >= value - 1e-6
+        assert bound[s, f] <= value + 0.02 + 1e-3 * abs(value)
+
+
+def test_the_alternatives_are_the_published_dirichlet_multinomial_where_nothing_is_in_order() -> None:
+    """Against the formula written out, for one concentration after the other."""
+    baseline, seen = np.array([[50, 30, 20]]), np.array([[[7, 0, 9]]])
+    reference = Reference.build(baseline)
+    smooth = (baseline[0] + 0.5) / 101.5
+    logs = []
+    for kappa in (3.0, 24.0, 192.0):
+        alpha = kappa * smooth
+        logs.append(gammaln(kappa) - gammaln(kappa + 16) + np.sum(gammaln(alpha + seen[0, 0]) - gammaln(alpha)))
+    numerator = np.logaddexp.reduce(logs) - np.log(3)
+    null = _null(reference, seen * 1.0, np.array([[16.0]]))[0, 0]
+    assert log_evidence(reference, seen)[0, 0] == pytest.approx(numerator - null, abs=1e-9)
+
+
+def test_padding_changes_no_evidence() -> None:
+    rng = np.random.default_rng(2)
+    baseline, seen = rng.integers(1, 500, (1, 5)), rng.integers(0, 90, (4, 1, 5))
+    plain = log_evidence(Reference.build(baseline, ordered=4), seen)
+    wide = Reference.build(np.pad(baseline, ((0, 0), (0, 7))), bins=[5], ordered=4)
+    assert log_evidence(wide, np.pad(seen, ((0, 0), (0, 0), (0, 7)))) == pytest.approx(plain, abs=1e-9)
+
+
+@given(seen=arrays(np.int64, (2, 3, 4), elements=st.one_of(st.integers(0, 5), st.integers(0, 2**40))))
+def test_evidence_is_a_number_for_any_counts_and_zero_where_there_are_none(seen: Counts) -> None:
+    reference = Reference.build([[10, 0, 0, 0], [1, 1, 1, 1], [0, 0, 0, 0]], ordered=[4, 0, 2])
+    evidence = log_evidence(reference, seen)
+    assert np.isfinite(evidence).all()
+    assert (evidence[seen.sum(axis=2) == 0] == 0).all()
+    assert (evidence[:, 2] == 0).all()
+
+
+def test_rows_in_bins_the_baseline_never_saw_are_evidence_and_never_infinite() -> None:
+    reference = Reference.build([[5000, 5000, 0]])
+    few, many = log_evidence(reference, np.array([[[50, 50, 1]], [[500, 500, 60]]]))[:, 0]
+    assert few < 3
+    assert 20 < many < 1000
+
+
+@pytest.mark.parametrize("share", [[0.5, 0.5], [0.9, 0.1], [0.98, 0.01, 0.01], [0.25] * 4, [0.7, 0.1, 0.1, 0.09, 0.01]])
+@pytest.mark.parametrize("rows", [10, 40])
+@pytest.mark.parametrize("delta", [0.3, 0.05, 1e-3])
+def test_the_truth_is_outside_the_ball_no_more_often_than_delta(share: list[float], rows: int, delta: float) -> None:
+    """Exact: over every outcome of the multinomial, not simulated."""
+    outcomes = compositions(rows, len(share))
+    r = float(radius(rows, len(share), delta))
+    far = np.array([divergence(each / rows, np.array(share)) >= r for each in outcomes])
+    assert multinomial(rows, share).pmf(outcomes) @ far <= delta
+
+
+@pytest.mark.parametrize("counts", [[1] * 6, [1, 1, 500], [100] * 10, [1, 9, 40, 200, 40, 9, 1]])
+def test_the_ball_holds_the_truth_of_bins_that_were_cut_at_quantiles_too(counts: list[int]) -> None:
+    rng = np.random.default_rng(3)
+    share = np.array(counts) / sum(counts)
+    truths = rng.dirichlet(counts, 200_000)
+    distances = np.sum(share * (np.log(share) - np.log(truths)), axis=1)
+    for delta in (0.3, 0.05, 1e-3):
+        assert np.mean(distances >= radius(sum(counts), len(counts), delta)) <= delta
+
+
+def test_the_generating_function_behind_the_quantile_bound_is_below_its_bound_for_every_count() -> None:
+    """E exp(t (R ln(R/g) - R + g)) <= 1 / (1 - t) for g of shape R: on a grid, the left side in closed form."""
+    t = np.linspace(0, 1, 4001)[1:-1, None]
+    r = np.unique(np.geomspace(1, 1e7, 400).astype(int))[None, :]
+    rest = 1 - t
+    left = t * r * np.log(r) - t * r + gammaln(r * rest) - gammaln(r) - r * rest * np.log(rest)
+    assert (left <= -np.log(rest) + 1e-6).all()
+
+
+@given(
+    rows=st.integers(1, 10**12),
+    bins=st.integers(2, 300),
+    delta=st.floats(1e-12, 0.99),
+)
+def test_the_radius_solves_its_equation_and_exceeds_the_chi_squared_one(rows: int, bins: int, delta: float) -> None:
+    x = rows * float(radius(rows, bins, delta))
+    assert x > bins
+    assert x - bins - bins * np.log(x / bins) == pytest.approx(-np.log(delta), rel=1e-6, abs=1e-6)
+    assert x > chi2.isf(delta, bins - 1) / 2
+
+
+def test_without_rows_the_ball_is_everything_and_with_one_bin_it_is_nothing() -> None:
+    assert radius(0, 4, 0.01) == np.inf
+    assert radius(100, 1, 0.01) == 0
+    assert widened(radius(1000, 10, 0.01), psi_to_kl(0.5)) == 0.25
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"counts": [1, 2]},
+        {"counts": [[1, -2]]},
+        {"counts": np.zeros((0, 3))},
+        {"counts": [[1, 2, 3]], "bins": [2]},
+        {"counts": [[1, 2, 0]], "bins": [0]},
+        {"counts": [[1, 2]], "tolerance": -0.1},
+        {"counts": [[1, 2]], "tolerance": float("nan")},
+        {"counts": [[1, 2]], "delta": 0.0},
+    ],
+)
+def test_a_reference_that_makes_no_sense_is_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="expected"):
+        Reference.build(**wrong)  # type: ignore[arg-type]
