@@ -50,7 +50,15 @@ def create(settings: Settings) -> Starlette:
         settings.poll_s,
     )
     repository = Repository(manager)
-    gateway = state.assemble(settings, table, repository, lambda: repository.settled, counters, counters.snapshot)
+    gateway = state.assemble(
+        settings,
+        table,
+        repository,
+        lambda: repository.settled,
+        counters,
+        counters.snapshot,
+        state.journal_for(settings, counters),
+    )
     built = application.build(gateway)
 
     async def tick() -> None:

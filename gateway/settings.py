@@ -121,6 +121,21 @@ class Settings:
     max_elements: int = _row(4 * MIB, "Requests", whole(1, 2 * GIB), "Elements in one tensor.")
     max_rank: int = _row(8, "Requests", whole(1, 64), "Dimensions of a tensor; 64 is the most that numpy can hold.")
     max_json_depth: int = _row(100, "Requests", whole(4, 512), "Levels of nesting in a JSON body.")
+    journal: bool = _row(
+        True, "Journal", switch(), "Whether every prediction is kept, on the disk before its reply is sent.")
+    journal_flush: str = _row(
+        "interval", "Journal", choice("process", "interval", "commit"),
+        "When records are forced to the disk. `process`: the system decides; a crash of the process loses nothing, a "
+        "loss of power up to about 30 s. `interval`: each second; a loss of power loses up to that. `commit`: before "
+        "each reply; nothing answered is lost.")
+    journal_required: bool = _row(
+        False, "Journal", switch(),
+        "Whether a request that cannot be recorded, as on a full disk, is refused with 503. If not, it is answered "
+        "and the missing record is counted.")
+    journal_segment_bytes: int = _row(
+        32 * MIB, "Journal", size(MIB, 2 * GIB), "The largest segment of the journal; the first ones are smaller.")
+    journal_segment_age_s: float = _row(
+        3600.0, "Journal", seconds(1, 864000), "How long a segment is written before it is sealed.")
     header_timeout_s: float = _row(
         10.0, "Connections", seconds(0.1, 3600), "Time for the headers of a request to arrive; then 408.")
     body_timeout_s: float = _row(

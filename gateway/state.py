@@ -14,6 +14,7 @@ from starlette.requests import Request
 from gateway import host
 from gateway.inference.admission import Quotas
 from gateway.inference.pipeline import Pipeline
+from gateway.journal.journal import Journal, JournalSettings
 from gateway.models.loader import QuarantineLoader
 from gateway.models.source import Source, wanted_versions
 from gateway.models.table import ServingTable
@@ -105,6 +106,7 @@ def assemble(
     settled: Callable[[], bool],
     counters: CounterStore,
     read_counters: Callable[[], Snapshot],
+    journal: Journal | None = None,
 ) -> Gateway:
     """Put a gateway together; nothing is read or started yet."""
     limits = Limits(
@@ -125,7 +127,9 @@ def assemble(
         table=table,
         repository=repository,
         settled=settled,
-        pipeline=Pipeline(table, counters, limits, quotas, settings.default_deadline_s, settings.max_deadline_s),
+        pipeline=Pipeline(
+            table, counters, limits, quotas, settings.default_deadline_s, settings.max_deadline_s, journal
+        ),
         counters=counters,
         read_counters=read_counters,
         registry=metrics.registry(read_counters, lambda: table.models),
@@ -140,6 +144,24 @@ def assemble(
             settings.max_chunks,
         ),
     )
+
+
+def journal_for(settings: Settings, counters: CounterStore) -> Journal | None:
+    """The journal of a process that answers requests; None where it is switched off. Raises OSError."""
+    if not settings.journal:
+        return None
+    rules = JournalSettings(
+        folder=settings.data / "journal",
+        segment_bytes=settings.journal_segment_bytes,
+        max_age_s=settings.journal_segment_age_s,
+        flush=settings.journal_flush,
+        required=settings.journal_required,
+    )
+
+    def count(what: str, number: int) -> None:
+        counters.cells[counters.cell("journal", what)] += number
+
+    return Journal(rules, count)
 
 
 def worker_count(settings: Settings) -> int:

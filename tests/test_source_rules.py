@@ -39,7 +39,9 @@ WALL_CLOCK = frozenset(
 # Durations come from time.monotonic or time.perf_counter, which no one can set; these need the time of day.
 WALL_CLOCK_USERS = {
     "gateway/cli.py": "a manifest tells when its version was made",
-    "gateway/inference/ids.py": "an id begins with the time it was made",
+    "gateway/journal/ids.py": "an id begins with the time it was made",
+    "gateway/journal/journal.py": "records tell when a request came",
+    "gateway/journal/segment.py": "a segment tells when it was sealed",
     "gateway/inference/pipeline.py": "the statistics document tells when the last inference was",
     "gateway/models/source.py": "the age of a file is counted from its modification time",
 }

@@ -1,19 +1,25 @@
 """Block: preallocated rows of one version, inputs side by side: requests are decoded into it, sessions run on it.
 
-A column is contiguous, so a run of rows is a slice and batching copies nothing.
+A column is contiguous, so a run of rows is a slice and batching copies nothing. With the journal on, the rows are those
+of its segment, so that keeping them copies nothing either.
 """
 
 from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gateway.inference.ids import new_prefix
+from gateway.journal.ids import new_prefix
 from gateway.oip.datatypes import DATATYPES
 from gateway.oip.limits import Limits
 from gateway.types import Array, Contract, TensorSpec
+
+if TYPE_CHECKING:
+    from gateway.journal.segment import Segment
 
 BLOCK_BYTES = 8 << 20
 MIN_ROWS, MAX_ROWS = 8, 4096
@@ -62,18 +68,25 @@ class Layout:
 
 
 class Block:
-    """`fill` rows are taken; `held` calls still need theirs; `full` when another block took its place.
+    """Rows that calls are decoded into. `fill` of them are taken; `held` calls still need theirs.
 
-    `prefix` begins the ids of its predictions.
+    `full`: another block took its place. It is a window on a segment of the journal from row `base` on, or (segment
+    None) memory that is used again. `prefix` begins the ids of its predictions, whose rows count from `base`.
+    `scratch`: those of its arrays that are no part of the segment.
     """
 
-    __slots__ = ("arrays", "capacity", "fill", "full", "held", "prefix", "raw")
+    __slots__ = ("arrays", "base", "capacity", "fill", "full", "held", "prefix", "raw", "scratch", "segment")
 
-    def __init__(self, layout: Layout) -> None:
-        self.capacity = layout.capacity
-        self.arrays: tuple[Array, ...] = tuple(
-            np.zeros((layout.capacity, *column.trailing), column.dtype) for column in layout.columns
-        )
+    def __init__(
+        self,
+        layout: Layout,
+        segment: Segment | None = None,
+        base: int = 0,
+        capacity: int | None = None,
+        arrays: tuple[Array, ...] | None = None,
+    ) -> None:
+        self.capacity = layout.capacity if capacity is None else capacity
+        self.arrays = self.allocate(layout) if arrays is None else arrays
         # Bytes of each column, to pack numbers into; strings have none.
         self.raw: tuple[memoryview, ...] = tuple(
             array.reshape(-1).view(np.uint8).data if column.row_bytes else memoryview(bytearray())
@@ -82,9 +95,48 @@ class Block:
         self.fill = 0
         self.held = 0
         self.full = False
-        self.prefix = new_prefix()
+        self.base = base
+        self.segment = segment
+        self.prefix = new_prefix() if segment is None else segment.prefix
+        self.scratch: tuple[Array, ...] = ()
+
+    @staticmethod
+    def allocate(layout: Layout, except_for: Sequence[bool] = ()) -> tuple[Array, ...]:
+        """Arrays in memory for the columns, `capacity` rows each, but for those that lie elsewhere."""
+        elsewhere = except_for or [False] * len(layout.columns)
+        return tuple(
+            np.zeros((layout.capacity, *column.trailing), column.dtype)
+            for column, is_elsewhere in zip(layout.columns, elsewhere, strict=True)
+            if not is_elsewhere
+        )
 
     def reset(self) -> None:
         """Begin anew with other ids; only when nothing is held."""
         self.fill = 0
         self.prefix = new_prefix()
+
+
+class Blocks:
+    """Where a version's blocks come from when nothing keeps them: memory that is used again and again."""
+
+    def __init__(self, layout: Layout, spare: int) -> None:
+        self._layout = layout
+        self._spare = spare
+        self.free: list[Block] = []
+
+    def next(self, lane: int, rows: int, previous: Block | None) -> Block:
+        """A block with room for `rows`, in place of `previous`."""
+        if previous is not None and not previous.held:
+            block = previous
+        else:
+            if previous is not None:
+                previous.full = True
+            block = self.free.pop() if self.free else Block(self._layout)
+        block.reset()
+        return block
+
+    def give(self, block: Block) -> None:
+        """Nobody needs the rows of a block any more."""
+        block.full = False
+        if len(self.free) < self._spare:
+            self.free.append(block)

@@ -13,6 +13,7 @@ from gateway.types import Array, OutputRequest
 
 if TYPE_CHECKING:
     from gateway.inference.writer import ReplyPlan
+    from gateway.journal.segment import Segment
 
 
 class Door(Protocol):
@@ -32,7 +33,8 @@ class Call:
 
     After decoding its rows lie in `block` from `row` on; or, where shapes vary, in `arrays` of its own.
     `head`, `reply` and `close` belong to the door: where the reply goes. `gone` is True when nobody waits any more:
-    the client left, or the call was answered already.
+    the client left, or the call was answered already; `outcome` is then the status of its record, where that is known.
+    A call without a block has its record in row `slot` of `segment`. `noted`: it brought an id, a key or a `trace`.
     """
 
     # Most calls never set most of these: a default on the class costs a request nothing.
@@ -47,6 +49,11 @@ class Call:
     arrays: Mapping[str, Array] | None = None
     row = 0
     rows = 1
+    segment: Segment | None = None
+    slot = 0
+    noted = False
+    trace = ""
+    outcome = 0
     outputs: tuple[OutputRequest, ...] = ()
     plan: ReplyPlan | None = None
     decode_ns = 0

@@ -13,6 +13,7 @@ from gateway.inference.call import Call
 from gateway.inference.cost import INLINE_S, Cost
 from gateway.inference.reader import Reader
 from gateway.inference.writer import Writer
+from gateway.journal.journal import Journal
 from gateway.models.servable import Servable
 from gateway.oip.limits import Limits
 from gateway.types import Array
@@ -32,6 +33,7 @@ class Outcome(NamedTuple):
     """What became of a batch: one part when all went well. Times are monotonic nanoseconds."""
 
     parts: list[Part]
+    rows: int
     began_ns: int
     ended_ns: int
 
@@ -39,7 +41,7 @@ class Outcome(NamedTuple):
 class Engine:
     """Belongs to the loop's thread, but for `execute`, which may run in the engine's own thread, one at a time."""
 
-    def __init__(self, servable: Servable, limits: Limits) -> None:
+    def __init__(self, servable: Servable, limits: Limits, journal: Journal | None = None) -> None:
         config, report = servable.config, servable.report
         if servable.session is None:
             raise ValueError(f"{servable.model} version {servable.version} is not loaded in this process")
@@ -48,6 +50,9 @@ class Engine:
         self.reader = Reader(
             servable.contract, limits, servable.model, refuse_nonfinite=config.nonfinite_inputs == "refuse"
         )
+        self.recorder = None if journal is None else journal.recorder(servable, self.reader.layout)
+        if self.recorder is not None:
+            self.reader.source = self.recorder
         self.writer = Writer(servable.model, servable.version, servable.contract, servable.labels)
         self.everything = self.reader.everything
         self.usual = self.writer.plan(self.everything)
@@ -95,7 +100,7 @@ class Engine:
                 parts = [Part(batch.calls, (), (), None, error)]
             else:
                 parts = [self._alone(call) for call in batch.calls]
-        return Outcome(parts, began, time.monotonic_ns())
+        return Outcome(parts, batch.rows, began, time.monotonic_ns())
 
     def _alone(self, call: Call) -> Part:
         batch = Batch([call], call.block, call.row, call.row + call.rows)

@@ -17,7 +17,8 @@ from gateway.inference.admission import Admission, Quotas
 from gateway.inference.batcher import Batch
 from gateway.inference.call import Call, Door
 from gateway.inference.engine import Engine, Outcome, Part
-from gateway.inference.ids import new_id
+from gateway.journal.ids import new_id
+from gateway.journal.journal import Journal
 from gateway.models.servable import Servable
 from gateway.models.table import ServingTable
 from gateway.oip import compression
@@ -31,6 +32,9 @@ SWEEP_S = 0.05
 
 QUIET_TURNS = 16
 """After so many turns that brought a single call each, a call runs at once and not at the end of its turn."""
+
+GONE = 499
+"""The status of the record of a request whose client did not wait for the answer."""
 
 TURN_NS = 5_000_000
 """Runs of one turn take at most about this long; then the loop looks at its sockets again."""
@@ -47,8 +51,10 @@ class Pipeline:
         quotas: Quotas,
         default_deadline_s: float,
         max_deadline_s: float,
+        journal: Journal | None = None,
     ) -> None:
         self.limits = limits
+        self.journal = journal
         self.admission = Admission(quotas)
         self._table = table
         self._counters = counters
@@ -80,13 +86,19 @@ class Pipeline:
             wait_s = engine.wait_s(arrived_ns) if engine.running is not None else 0.0
             self.admission.admit(servable.model, servable.in_flight, wait_s, key)
         except HeadgateError as error:
-            servable.counters.failed(error.code, time.monotonic_ns() - arrived_ns)
+            now_ns = time.monotonic_ns()
+            servable.counters.failed(error.code, now_ns - arrived_ns)
+            if engine.recorder is not None and self.journal is not None:
+                told = (error.status, error.code, error.message)
+                engine.recorder.refused(*told, arrived_ns, now_ns, self.journal.wall_ns, request_id)
             raise
         call = Call(servable, door, arrived_ns, arrived_ns + self._default_ns)
         if request_id:
             call.request_id = request_id
+            call.noted = True
         if key:
             call.key = key
+            call.noted = True
         return call
 
     def submit(self, call: Call, body: bytes, header: str | None, encoding: str | None = None) -> None:
@@ -101,7 +113,12 @@ class Pipeline:
                 call.deadline_ns = call.arrived_ns + min(int(call.timeout_s * 1e9), self._max_ns)
             call.plan = engine.usual if call.outputs is engine.everything else engine.writer.plan(call.outputs)
             block = call.block
-            call.prediction_id = block.prefix + b"%08x" % call.row if block is not None else new_id().encode()
+            if block is not None:
+                call.prediction_id = block.prefix + b"%08x" % (block.base + call.row)
+            elif engine.recorder is not None:
+                engine.recorder.seat(call)
+            else:
+                call.prediction_id = new_id().encode()
             call.decoded_ns = time.monotonic_ns()
             call.decode_ns = call.decoded_ns - began_ns
             if call.decoded_ns > call.deadline_ns:
@@ -130,7 +147,9 @@ class Pipeline:
 
     def refuse(self, call: Call, error: HeadgateError) -> None:
         """Answer a call with an error."""
-        call.servable.counters.failed(error.code, time.monotonic_ns() - call.arrived_ns)
+        now_ns = time.monotonic_ns()
+        call.servable.counters.failed(error.code, now_ns - call.arrived_ns)
+        self._record_end(call, error, now_ns)
         if not call.gone:
             _refuse(call, error)
         self._end(call)
@@ -140,14 +159,19 @@ class Pipeline:
         if call.gone:
             return
         call.gone = True
-        call.servable.counters.failed("client-gone", time.monotonic_ns() - call.arrived_ns)
+        call.outcome = GONE
+        now_ns = time.monotonic_ns()
+        call.servable.counters.failed("client-gone", now_ns - call.arrived_ns)
         if call.plan is None:
+            self._record_end(call, None, now_ns)
             self._end(call)
 
     def close(self) -> None:
-        """Give the threads of all engines back."""
+        """Give the threads of all engines back, and seal the journal."""
         for engine in self._engines.values():
             engine.close()
+        if self.journal is not None:
+            self.journal.close()
 
     def release(self, servables: Sequence[Servable]) -> None:
         """Forget the engines of versions that are gone."""
@@ -155,9 +179,13 @@ class Pipeline:
             engine = self._engines.pop(servable, None)
             if engine is not None:
                 engine.close()
+            if self.journal is not None:
+                self.journal.release(servable)
 
     def tick(self) -> None:
-        """Set the gauges; called every so often."""
+        """Set the gauges and look after the journal; called every so often."""
+        if self.journal is not None:
+            self.journal.tick(time.monotonic())
         for servable, engine in self._engines.items():
             servable.counters.gauge(servable.in_flight, int(engine.cost.a * 1e9), int(engine.cost.b * 1e9))
 
@@ -170,7 +198,7 @@ class Pipeline:
     def _engine(self, servable: Servable) -> Engine:
         gone = [each for each in self._engines if each.in_flight == 0 and not self._table.serves(each)]
         self.release(gone)
-        engine = self._engines[servable] = Engine(servable, self.limits)
+        engine = self._engines[servable] = Engine(servable, self.limits, self.journal)
         return engine
 
     def _schedule(self, engine: Engine) -> None:
@@ -201,6 +229,7 @@ class Pipeline:
             rows = engine.cost.best_rows(engine.max_rows) if engine.joins else 1
             batch, dropped = engine.batcher.take(rows, join_loose=engine.joins)
             for call in dropped:
+                self._record_end(call, None, time.monotonic_ns())
                 self._end(call)
             if batch is None:
                 return
@@ -239,6 +268,7 @@ class Pipeline:
                     where = "while the model was running" if call in running else "before the request could run"
                     error = DeadlineExceeded(f"the deadline passed {where}")
                     call.servable.counters.failed(error.code, now_ns - call.arrived_ns)
+                    call.outcome = error.status
                     _refuse(call, error)
         self._sweeping = bool(busy)
         if busy:
@@ -263,7 +293,6 @@ class Pipeline:
 
     def _reply(self, engine: Engine, part: Part, outcome: Outcome, run_ns: int) -> None:
         calls = [call for call in part.calls if not call.gone]
-        counters = engine.servable.counters
         try:
             replies, nonfinite = engine.writer.write(calls, part.names, part.arrays, part.first_row)
         except Exception as error:
@@ -271,7 +300,33 @@ class Pipeline:
                 self._defect(call, error)
             return
         written_ns = time.monotonic_ns()
+        if engine.recorder is not None and self.journal is not None:
+            run = (outcome.rows, outcome.began_ns, run_ns)
+            engine.recorder.answered(part.calls, part.names, part.arrays, run, written_ns, self.journal.wall_ns)
+            if self.journal.commits:
+                segments = [call.segment or (call.block and call.block.segment) for call in part.calls]
+                self.journal.when_safe(
+                    [segment for segment in segments if segment],
+                    lambda: self._answer(engine, part, outcome, run_ns, written_ns, calls, replies, nonfinite),
+                )
+                return
+        self._answer(engine, part, outcome, run_ns, written_ns, calls, replies, nonfinite)
+
+    def _answer(
+        self,
+        engine: Engine,
+        part: Part,
+        outcome: Outcome,
+        run_ns: int,
+        written_ns: int,
+        calls: list[Call],
+        replies: list[tuple[bytes, int]],
+        nonfinite: int,
+    ) -> None:
+        counters = engine.servable.counters
         for call, (body, length) in zip(calls, replies, strict=True):
+            if call.gone:
+                continue
             call.gone = True
             try:
                 call.door.answer(call, body, length)
@@ -312,9 +367,23 @@ class Pipeline:
 
     def _finish_failed(self, call: Call, error: HeadgateError) -> None:
         if call.gone:
+            self._record_end(call, error, time.monotonic_ns())
             self._end(call)
         else:
             self.refuse(call, error)
+
+    def _record_end(self, call: Call, error: HeadgateError | None, now_ns: int) -> None:
+        """The record of a call that gets no answer from its model; error None: its client left before it could run."""
+        recorder = self._engines[call.servable].recorder
+        if recorder is None or self.journal is None or call.done:
+            return
+        wall_ns = self.journal.wall_ns
+        status, code = (GONE, "client-gone") if error is None else (error.status, error.code)
+        if call.block is not None or call.segment is not None:
+            recorder.ended(call, call.outcome or status, code, now_ns, wall_ns)
+        else:
+            message = "the client left" if error is None else error.message
+            recorder.refused(status, code, message, call.arrived_ns, now_ns, wall_ns, call.request_id)
 
     def _end(self, call: Call) -> None:
         """Give back what a call holds, once."""

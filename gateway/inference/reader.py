@@ -10,12 +10,12 @@ from __future__ import annotations
 from math import nan
 from struct import Struct
 from struct import error as StructError
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import orjson
 
 from gateway.errors import InvalidRequest
-from gateway.inference.block import Block, ColumnSpec, Layout
+from gateway.inference.block import Block, Blocks, ColumnSpec, Layout
 from gateway.inference.call import Call
 from gateway.oip import request as oip
 from gateway.oip.datatypes import DATATYPES, is_float, nonfinite_count
@@ -32,6 +32,18 @@ LONG_BODY = 2048
 
 PRIORITIES = 3
 """Lanes: 0 is urgent (priority 1), 1 normal (0 and 2), 2 may wait (3 and above)."""
+
+
+class BlockSource(Protocol):
+    """Where blocks come from: memory (`Blocks`), or the journal."""
+
+    def next(self, lane: int, rows: int, previous: Block | None) -> Block:
+        """A block with room for `rows`, in place of `previous`. Raises HeadgateError where there can be none."""
+        ...
+
+    def give(self, block: Block) -> None:
+        """Nobody needs the rows of a block any more."""
+        ...
 
 
 class _Header(NamedTuple):
@@ -62,8 +74,8 @@ class Reader:
         self._json = self.layout.fits and in_json and not refuse_nonfinite
         self._headers: dict[bytes, _Header] = {}
         self._packers: dict[tuple[str, int], Any] = {}
-        self._free: list[Block] = []
-        self._blocks = [Block(self.layout) if self.layout.fits else None for _ in range(PRIORITIES)]
+        self.source: BlockSource = Blocks(self.layout, PRIORITIES)
+        self._blocks: list[Block | None] = [None] * PRIORITIES
         self.everything = tuple(OutputRequest(spec.name, False) for spec in contract.outputs)
 
     def read(self, call: Call, body: bytes, header: str | None) -> None:
@@ -90,23 +102,15 @@ class Reader:
         """A call no longer needs its rows."""
         block.held -= 1
         if not block.held and block.full:
-            block.full = False
-            if len(self._free) < PRIORITIES:
-                self._free.append(block)
+            self.source.give(block)
 
     # -- rows
 
     def _room(self, priority: int, rows: int) -> tuple[Block, int]:
         block = self._blocks[priority]
-        assert block is not None
-        if block.fill + rows <= block.capacity:
-            return block, block.fill
-        if block.held:
-            block.full = True
-            block = self._free.pop() if self._free else Block(self.layout)
-            self._blocks[priority] = block
-        block.reset()
-        return block, 0
+        if block is None or block.full or block.fill + rows > block.capacity:
+            block = self._blocks[priority] = self.source.next(priority, rows, block)
+        return block, block.fill
 
     @staticmethod
     def _take(call: Call, block: Block, row: int, rows: int) -> None:
@@ -249,7 +253,9 @@ class Reader:
     # -- what is left
 
     def _adopt(self, call: Call, request: InferRequest) -> None:
-        call.id = request.id
+        if request.id:
+            call.id = request.id
+            call.noted = True
         call.outputs = request.outputs
         if request.parameters:
             priority = request.parameters.get("priority", 0)

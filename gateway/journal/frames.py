@@ -29,7 +29,7 @@ class Frame(NamedTuple):
 
 
 class Torn(NamedTuple):
-    """Why reading ended before the end of a file: `offset` is where the good frames end, `lost` how many bytes follow."""
+    """Why reading ended early: good frames end at `offset`, and `lost` bytes follow."""
 
     offset: int
     lost: int

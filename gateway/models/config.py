@@ -8,6 +8,7 @@ import msgspec
 from msgspec import Meta
 
 from gateway.feedback.rules import FeedbackRule, problem
+from gateway.journal.keep import JournalRule
 from gateway.models.manifest import is_alias
 
 Positive = Annotated[int, Meta(ge=1)]
@@ -55,6 +56,7 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     batching: Batching = Batching()
     outputs: dict[str, OutputRule] = {}
     nonfinite_inputs: Literal["accept", "refuse"] = "accept"
+    journal: JournalRule = JournalRule()
     feedback: dict[str, FeedbackRule] = {}
 
 

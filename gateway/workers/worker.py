@@ -34,6 +34,7 @@ async def main(place: Place) -> None:
         lambda: follower.plan.settled and follower.is_current,
         counters,
         lambda: read_all(place.folder),
+        state.journal_for(place.settings, counters),
     )
     server = Server(app.build(gateway), gateway, place.listener, host.connection_cap(host.open_files()) or 1 << 20)
     watch_lifeline(place.lifeline, server.stop)

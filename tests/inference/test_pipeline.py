@@ -6,9 +6,11 @@ import asyncio
 import contextlib
 import json
 import logging
+import secrets
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,8 @@ from gateway.inference.admission import Quotas
 from gateway.inference.call import Call
 from gateway.inference.cost import INLINE_S
 from gateway.inference.pipeline import QUIET_TURNS, TURN_NS, Pipeline
+from gateway.journal.journal import Journal, JournalSettings
+from gateway.journal.reader import Segment, segments
 from gateway.models.servable import Servable
 from gateway.oip.limits import Limits
 from gateway.telemetry.counters import OUTCOMES
@@ -48,14 +52,35 @@ def body_of(*values: float, **parameters: Any) -> bytes:
     return json.dumps({"inputs": [item], **({"parameters": parameters} if parameters else {})}).encode()
 
 
+def journal_in(folder: Path, store: CounterStore, **others: Any) -> Journal:
+    """A journal that counts its drops in `store`."""
+
+    def count(what: str, number: int) -> None:
+        store.cells[store.cell("journal", what)] += number
+
+    rules: dict[str, Any] = {"segment_bytes": 1 << 20, "max_age_s": 3600, "flush": "process", "required": False}
+    return Journal(JournalSettings(folder=folder, **(rules | others)), count)
+
+
+@pytest.fixture(params=["journal on", "journal off"], autouse=True)
+def _journal(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything here holds with the journal and without."""
+    monkeypatch.setattr(World, "folder", tmp_path / "journal" if request.param == "journal on" else None)
+
+
 class World:
     """A pipeline over versions, and the doors of every request so far."""
+
+    folder: Path | None = None
 
     def __init__(self, *versions: Servable, quotas: Quotas | None = None, deadline_s: float = 30.0) -> None:
         self.versions = versions
         self.table = table_of(*versions)
         self.store = CounterStore()
-        self.pipeline = Pipeline(self.table, self.store, Limits(), quotas or Quotas(), deadline_s, 60.0)
+        if self.folder is not None:
+            self.folder = self.folder / secrets.token_hex(8)
+        self.journal = journal_in(self.folder, self.store) if self.folder is not None else None
+        self.pipeline = Pipeline(self.table, self.store, Limits(), quotas or Quotas(), deadline_s, 60.0, self.journal)
         self.received = 0
         self.doors: list[FakeDoor] = []
 
@@ -91,8 +116,29 @@ class World:
         for engine in self.pipeline.engines():
             assert not engine.batcher
             assert engine.running is None
-            for block in (*engine.reader._blocks, *engine.reader._free):
+            for block in engine.reader._blocks:
                 assert block is None or block.held == 0
+        if self.journal is not None:
+            self.assert_recorded(self.journal)
+
+    def assert_recorded(self, journal: Journal) -> None:
+        """Every request of a known version has one record, which tells what it came to."""
+        journal.tick(0.0)
+        found: Counter[int] = Counter()
+        assert self.folder is not None
+        for path in segments(self.folder):
+            segment = Segment.open(path)
+            assert segment.verify() == []
+            first = segment.column("span")[: segment.rows()] > 0
+            found.update(segment.column("status")[: segment.rows()][first].tolist())
+            found.update(frame["status"] for _, frame in segment.frames() if "refused" in frame)
+        outcomes = self.outcomes()
+        unknown = sum(outcomes[code] for code in ("unknown-model", "unknown-version"))
+        assert found[200] == outcomes["ok"]
+        assert found[499] == outcomes["client-gone"]
+        assert found[500] == outcomes["model-failed"] + outcomes["internal"]
+        assert found[504] == outcomes["deadline-exceeded"]
+        assert found.total() == self.received - unknown
 
 
 def values_of(door: FakeDoor) -> list[float]:

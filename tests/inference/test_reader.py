@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 from unittest.mock import patch
 
 import numpy as np
@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from gateway.errors import ClientError
 from gateway.inference import reader as reader_module
-from gateway.inference.block import Block
+from gateway.inference.block import Block, Blocks
 from gateway.inference.call import Call
 from gateway.inference.reader import LONG_BODY, MAX_HEADER_BYTES, MAX_HEADERS, PRIORITIES, Reader
 from gateway.oip.limits import Limits
@@ -338,9 +338,10 @@ class BlockMachine(RuleBasedStateMachine):
 
     @invariant()
     def no_more_blocks_are_kept_than_are_needed(self) -> None:
-        kept = {id(block) for block in (*self.reader._blocks, *self.reader._free)}
-        assert len(self.reader._free) <= PRIORITIES
-        assert len(kept) == PRIORITIES + len(self.reader._free), "a block is used for two things"
+        free = cast(Blocks, self.reader.source).free
+        used = [block for block in self.reader._blocks if block is not None]
+        assert len(free) <= PRIORITIES
+        assert len({id(block) for block in (*used, *free)}) == len(used) + len(free), "a block is used for two things"
 
 
 TestHeldRowsAreNeverOverwritten = BlockMachine.TestCase

@@ -1,0 +1,241 @@
+"""Reading segments, open or sealed, as numpy views; and finding what a prediction id names."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+
+from gateway.journal import ids, schema
+from gateway.journal.frames import MAGIC, Torn, scan, unpack
+from gateway.journal.schema import EXTENT, MAX_EXTENTS, SEGMENT_SUFFIX, SIDE_SUFFIX, Control, Form, SegmentSpec
+from gateway.journal.segment import map_columns
+from gateway.types import Array
+
+
+class Damaged(ValueError):
+    """A file of the journal that cannot be read; the message says why."""
+
+
+class Record(NamedTuple):
+    """One row: `meta` as the columns of schema.META say, `inputs` and `outputs` by name (row values, or None)."""
+
+    prediction_id: str
+    model: str
+    version: int
+    digest: str
+    meta: dict[str, int]
+    inputs: dict[str, Any]
+    outputs: dict[str, Any]
+    frame: dict[str, Any]
+
+
+class Found(NamedTuple):
+    """What a prediction id names. `where` is segment or archive; `span` is the number of rows of its request."""
+
+    model: str
+    version: int
+    time_ns: int
+    status: int
+    key: int
+    span: int
+    where: str
+
+
+class Segment:
+    """A segment that is read, while it is written or after."""
+
+    def __init__(self, path: Path, spec: SegmentSpec, buffer: mmap.mmap) -> None:
+        self.path = path
+        self.spec = spec
+        self._buffer = buffer
+        self._columns = map_columns(buffer, spec)
+        self._control: Array = np.frombuffer(buffer, "<i8", len(Control), spec.control_at)
+        self.inputs = {name: array for (group, name), array in self._columns.items() if group == "input"}
+        self.outputs = {name: array for (group, name), array in self._columns.items() if group == "output"}
+
+    @classmethod
+    def open(cls, path: Path) -> Segment:
+        """Map a file, read-only. Raises Damaged, or FileNotFoundError."""
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            size = os.fstat(descriptor).st_size
+            if size == 0:
+                raise Damaged(f"segment {path.name} is empty")
+            buffer = mmap.mmap(descriptor, size, access=mmap.ACCESS_READ)
+        finally:
+            os.close(descriptor)
+        try:
+            spec = schema.unpack_header(memoryview(buffer))
+        except ValueError as error:
+            raise Damaged(f"segment {path.name}: {error}") from None
+        if size < spec.size:
+            raise Damaged(f"segment {path.name} has {size} bytes, its header says {spec.size}")
+        return cls(path, spec, buffer)
+
+    @property
+    def sealed(self) -> bool:
+        """True when nothing is written to it any more."""
+        return bool(self._control[Control.SEALED_NS])
+
+    def rows(self) -> int:
+        """Rows from 0 on that are settled: written, or (status 0) never to be."""
+        return int(self._control[Control.ROWS])
+
+    def column(self, name: str) -> Array:
+        """A meta column, (capacity,)."""
+        return self._columns["meta", name]
+
+    def verify(self) -> list[str]:
+        """What is wrong with what was checksummed, in words; nothing for a good segment."""
+        extents = np.frombuffer(self._buffer, EXTENT, MAX_EXTENTS, self.spec.extents_at)
+        count = int(self._control[Control.EXTENTS])
+        if not 0 <= count <= MAX_EXTENTS:
+            return [f"it says that it has {count} extents"]
+        columns = list(self._columns.values())
+        wrong: list[str] = []
+        start = 0
+        for stop, expected in extents[:count].tolist():
+            if not start <= stop <= self.spec.capacity:
+                return [*wrong, f"an extent ends at row {stop}, after row {start} of {self.spec.capacity}"]
+            if schema.checksum(columns, start, stop) != expected:
+                wrong.append(f"rows {start} to {stop - 1} do not fit their checksum")
+            start = stop
+        torn = [item for item in self._scan() if isinstance(item, Torn)]
+        return wrong + [f"its frames end at byte {item.offset}: {item.reason}" for item in torn]
+
+    @property
+    def protected(self) -> int:
+        """Rows that are covered by checksums."""
+        count = int(self._control[Control.EXTENTS])
+        extents = np.frombuffer(self._buffer, EXTENT, MAX_EXTENTS, self.spec.extents_at)
+        return int(extents[count - 1]["stop"]) if count else 0
+
+    def frame(self, row: int) -> dict[str, Any] | None:
+        """The frame of a row, or None where it has none. Raises Damaged."""
+        at = int(self.column("side")[row])
+        if at == 0:
+            return None
+        try:
+            with self._side().open("rb") as file:
+                file.seek(at)
+                head = file.read(8)
+                length = int.from_bytes(head[:4], "little")
+                found = unpack(head + file.read(length), 0)
+        except FileNotFoundError:
+            found = "the file of frames is missing"
+        if isinstance(found, str):
+            raise Damaged(f"segment {self.path.name}, row {row}: {found}")
+        return _decode(found[0])
+
+    def frames(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """(offset, frame) of every good frame, in the order in which they were written."""
+        for item in self._scan():
+            if not isinstance(item, Torn):
+                yield item.offset, _decode(item.payload)
+
+    def _scan(self) -> Iterator[Any]:
+        try:
+            with self._side().open("rb") as file:
+                data = file.read()
+        except FileNotFoundError:
+            return iter(())
+        return scan(data) if data[: len(MAGIC)] == MAGIC else iter((Torn(0, len(data), "it does not begin as one"),))
+
+    def _side(self) -> Path:
+        return self.path.with_suffix(SIDE_SUFFIX)
+
+    def record(self, row: int, part: int | None = None) -> Record | None:
+        """The prediction whose request begins at `row`, or None; `part` is a row of the request."""
+        if not 0 <= row < self.spec.capacity or not int(self.column("status")[row]):
+            return None
+        meta = {name: int(self.column(name)[row]) for name, _ in schema.META}
+        span = meta["span"]
+        if part is not None and not 0 <= part < span:
+            return None
+        frame = self.frame(row) or {}
+        loose = meta["form"] == Form.FRAME
+        at = row if loose else row + (part or 0)
+        inputs: dict[str, Any] = {}
+        outputs: dict[str, Any] = {}
+        if not loose:
+            inputs = {name: array[at] for name, array in self.inputs.items()}
+            outputs = {name: array[at] for name, array in self.outputs.items()}
+        for group, values in (("inputs", inputs), ("outputs", outputs)):
+            first = 0 if loose else int(frame.get("row", row))
+            for name, value in tensors(frame.get(group, {})).items():
+                if loose and part is None:
+                    values[name] = value
+                elif len(value) > (index := (part or 0) if loose else at - first):
+                    values[name] = value[index]
+        spec = self.spec
+        name = str(ids.PredictionId(spec.prefix, row, part))
+        return Record(name, spec.model, spec.version, spec.digest, meta, inputs, outputs, frame)
+
+
+def tensors(values: dict[str, Any]) -> dict[str, Any]:
+    """The values of a frame as arrays: ``{"d": dtype, "s": shape, "b": bytes}``, or a list of strings."""
+    return {
+        name: np.frombuffer(value["b"], value["d"]).reshape(value["s"]) if isinstance(value, dict) else value
+        for name, value in values.items()
+    }
+
+
+def segments(folder: Path) -> list[Path]:
+    """The segments in a folder, oldest first."""
+    try:
+        return sorted(path for path in folder.iterdir() if path.suffix == SEGMENT_SUFFIX and path.name[0] != ".")
+    except FileNotFoundError:
+        return []
+
+
+class Locator:
+    """Finds predictions by their ids. It keeps a number of segments open."""
+
+    def __init__(self, data: Path, keep: int = 64) -> None:
+        self._folder = data / "journal"
+        self._keep = keep
+        self._open: dict[str, Segment] = {}
+
+    def find(self, prediction_id: str) -> Found | None:
+        """What an id names, None where nothing of that name is kept. Raises Damaged."""
+        name = ids.parse(prediction_id)
+        segment = None if name is None else self.segment(name.prefix)
+        if name is None or segment is None or not 0 <= name.row < segment.spec.capacity:
+            return None
+        status, span = (int(segment.column(column)[name.row]) for column in ("status", "span"))
+        if not status or not span or (name.part is not None and name.part >= span):
+            return None
+        time_ns, key = (int(segment.column(column)[name.row]) for column in ("time_ns", "key"))
+        return Found(segment.spec.model, segment.spec.version, time_ns, status, key, span, "segment")
+
+    def record(self, prediction_id: str) -> Record | None:
+        """The whole record of an id. Raises Damaged."""
+        name = ids.parse(prediction_id)
+        segment = None if name is None else self.segment(name.prefix)
+        return None if name is None or segment is None else segment.record(name.row, name.part)
+
+    def segment(self, prefix: str) -> Segment | None:
+        """The segment whose predictions begin with `prefix`. Raises Damaged."""
+        found = self._open.pop(prefix, None)
+        if found is None:
+            try:
+                found = Segment.open(self._folder / (prefix + SEGMENT_SUFFIX))
+            except FileNotFoundError:
+                return None
+        self._open[prefix] = found
+        if len(self._open) > self._keep:
+            del self._open[next(iter(self._open))]
+        return found
+
+
+def _decode(payload: bytes) -> dict[str, Any]:
+    frame = msgspec.msgpack.decode(payload)
+    if not isinstance(frame, dict):
+        raise Damaged("a frame holds no record")
+    return frame

@@ -1,0 +1,411 @@
+"""Recorder: what one version's requests become in the journal. It hands out the blocks they are decoded into.
+
+The inputs that are kept as they are need no copy: a block is a window on the columns of a segment. The rest of a record
+is written when the answer is known and before it is sent, for a whole batch at once.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+import xxhash
+
+from gateway.inference.block import Block, Layout
+from gateway.journal import keep, schema
+from gateway.journal.keep import JournalRule, Kept
+from gateway.journal.schema import Column, Form, SegmentSpec
+from gateway.journal.segment import Segment
+from gateway.oip.datatypes import DATATYPES
+from gateway.types import Array, Contract, TensorSpec
+
+if TYPE_CHECKING:
+    from gateway.inference.call import Call
+
+LANES = 3
+
+
+class Recorder:
+    """One version in the journal of one worker. Belongs to the thread of the event loop.
+
+    `open_segment` makes a segment of so many rows or gives None where the disk has no room; then blocks are in memory
+    alone and `dropped` is told how many records are lost.
+    """
+
+    def __init__(
+        self,
+        template: SegmentSpec,
+        contract: Contract,
+        layout: Layout,
+        rule: JournalRule,
+        secret: bytes,
+        open_segment: Callable[[SegmentSpec, int], Segment | None],
+        dropped: Callable[[int], None],
+    ) -> None:
+        self._layout = layout
+        self._secret = secret
+        self._open = open_segment
+        self._dropped = dropped
+        fixed = layout.fits
+        self.inputs = [keep.decide(spec, rule.tensors, fixed=fixed) for spec in contract.inputs]
+        self.outputs = [
+            keep.decide(spec, rule.tensors, fixed=contract.batched and _has_fixed_rows(spec))
+            for spec in contract.outputs
+        ]
+        self._datatypes = {spec.name: spec.datatype for spec in (*contract.inputs, *contract.outputs)}
+        self._plain_outputs = {kept.name for kept in self.outputs if kept.direct}
+        self._direct = [kept.direct for kept in self.inputs] if fixed else []
+        # What is no column as it came: a version without any of it has a shorter path.
+        self._others = [kept for kept in self.inputs if not kept.direct and kept.rule.keep != "none"]
+        self._other_outputs = [kept for kept in self.outputs if not kept.direct and kept.rule.keep != "none"]
+        self.spec = msgspec.structs.replace(
+            template,
+            columns=schema.meta_columns()
+            + _columns("input", self.inputs, contract.inputs)
+            + _columns("output", self.outputs, contract.outputs),
+            kept={kept.name: kept.words() for kept in (*self.inputs, *self.outputs)},
+            redaction_version=rule.redaction_version,
+        )
+        self._segments: list[Segment | None] = [None] * LANES
+        self._windows: list[Block | None] = [None] * LANES
+        self._scratch: list[tuple[Array, ...]] = []
+        self.closing: list[Segment] = []
+
+    # -- blocks
+
+    def next(self, lane: int, rows: int, previous: Block | None) -> Block:
+        """A block with room for `rows`, in place of `previous`. Raises NotReady where a record is required."""
+        segment = self._segments[lane]
+        if previous is not None and not previous.full:
+            previous.full = True
+            if not previous.held:
+                self.give(previous)
+        if segment is not None:
+            segment.close_window()
+            if segment.capacity - segment.fill < rows:
+                self._roll(lane)
+                segment = None
+        if segment is None:
+            segment = self._segments[lane] = self._open(self.spec, max(rows, self.least_rows))
+        if segment is None:
+            block = self._windows[lane] = Block(self._layout)
+            return block
+        base = segment.fill
+        capacity = min(self._layout.capacity, segment.capacity - base)
+        arrays, scratch = self._arrays(segment, base, capacity)
+        block = Block(self._layout, segment, base, capacity, arrays)
+        block.scratch = scratch
+        segment.window = self._windows[lane] = block
+        return block
+
+    def give(self, block: Block) -> None:
+        """Nobody needs the rows of a block any more."""
+        if block.scratch and len(self._scratch) < LANES:
+            self._scratch.append(block.scratch)
+
+    def seat(self, call: Call) -> None:
+        """Give a call without a block the row that its id names."""
+        block = self._windows[1]
+        if block is None or block.fill == block.capacity:
+            block = self.next(1, 1, block)
+        call.segment = block.segment
+        call.slot = block.base + block.fill
+        call.prediction_id = block.prefix + b"%08x" % call.slot
+        block.fill += 1
+
+    def _arrays(self, segment: Segment, base: int, capacity: int) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
+        """The arrays of a window, and those among them that are memory and no columns."""
+        spare: tuple[Array, ...] = ()
+        if not all(self._direct):
+            spare = self._scratch.pop() if self._scratch else Block.allocate(self._layout, self._direct)
+        memory = iter(spare)
+        arrays = tuple(
+            segment.inputs[kept.name][base : base + capacity] if direct else next(memory)
+            for kept, direct in zip(self.inputs, self._direct, strict=False)
+        )
+        return arrays, spare
+
+    @property
+    def least_rows(self) -> int:
+        """Rows that a segment must have: those of the largest request that a block takes."""
+        return self._layout.capacity
+
+    def _roll(self, lane: int) -> None:
+        segment = self._segments[lane]
+        if segment is not None:
+            segment.close_window()
+            self.closing.append(segment)
+        self._segments[lane] = self._windows[lane] = None
+
+    def segments(self) -> list[Segment]:
+        """The segments that are being written."""
+        return [segment for segment in self._segments if segment is not None]
+
+    def roll(self, older_than_s: float) -> None:
+        """Put segments aside that are older; they are sealed when their last row is written."""
+        now = time.monotonic()
+        for lane, segment in enumerate(self._segments):
+            block = self._windows[lane]
+            if segment is not None and now - segment.opened >= older_than_s and (block is None or not block.held):
+                self._roll(lane)
+
+    # -- records
+
+    def answered(
+        self,
+        calls: Sequence[Call],
+        names: Sequence[str],
+        arrays: Sequence[Array],
+        run: tuple[int, int, int],
+        now_ns: int,
+        wall_ns: int,
+    ) -> None:
+        """The answers of calls that ran together, in order; `arrays` are the outputs `names` of just these calls.
+
+        `run`: rows of the run, when it began, how long it took. Times are monotonic nanoseconds; `wall_ns` added to
+        them is Unix time.
+        """
+        batch_rows, began_ns, run_ns = run
+        block = calls[0].block
+        if block is None:
+            for call in calls:
+                rows = slice(call.row, call.row + call.rows) if len(calls) > 1 else slice(None)
+                own = [array[rows] if array.ndim else array for array in arrays] if len(calls) > 1 else list(arrays)
+                self._loose(call, names, own, run, now_ns, wall_ns)
+            return
+        segment = block.segment
+        first, last = calls[0].row, calls[-1].row + calls[-1].rows
+        if segment is None:
+            self._dropped(sum([call.rows for call in calls]))
+            return
+        start, stop = block.base + first, block.base + last
+        if stop - start == 1:
+            call = calls[0]
+            segment.time_ns[start] = call.arrived_ns + wall_ns
+            segment.latency_ns[start] = now_ns - call.arrived_ns
+            segment.queue_ns[start] = began_ns - call.decoded_ns
+            segment.span[start] = 1
+        elif stop - start == len(calls):
+            self._times(segment, slice(start, stop), calls, began_ns, now_ns, wall_ns)
+            segment.span[start:stop] = 1
+        else:
+            for call in calls:
+                row = block.base + call.row
+                rows = slice(row, row + call.rows)
+                self._times(segment, rows, [call], began_ns, now_ns, wall_ns)
+                segment.span[row] = call.rows
+        segment.run_ns[start:stop] = run_ns
+        segment.batch[start:stop] = batch_rows
+        for name, array in zip(names, arrays, strict=True):
+            if name in self._plain_outputs and array.shape[1:] == segment.outputs[name].shape[1:]:
+                segment.outputs[name][start:stop] = array
+        noted = [call for call in calls if call.noted]
+        if noted or self._others or self._other_outputs:
+            self._frames(segment, block, calls, noted, names, arrays, start, stop)
+        if stop - start == len(calls) and not any([call.gone for call in calls]):
+            segment.status[start:stop] = 200
+        else:
+            for call in calls:
+                row = block.base + call.row
+                segment.status[row : row + call.rows] = call.outcome or 200
+
+    def ended(self, call: Call, status: int, code: str, now_ns: int, wall_ns: int) -> None:
+        """A call that had rows ends without an answer, and without a record so far."""
+        block = call.block
+        segment = call.segment if block is None else block.segment
+        if segment is None:
+            self._dropped(call.rows)
+            return
+        row = call.slot if block is None else block.base + call.row
+        rows = slice(row, row + (1 if block is None else call.rows))
+        segment.time_ns[rows] = call.arrived_ns + wall_ns
+        segment.latency_ns[rows] = now_ns - call.arrived_ns
+        segment.span[row] = max(1, call.rows)
+        frame: dict[str, Any] = {"row": row, "n": call.rows, "code": code}
+        self._note(frame, [call], row)
+        if block is None:
+            segment.form[row] = Form.FRAME
+            frame["inputs"] = self._all(self.inputs, call.arrays or {}, row, call)
+        else:
+            # What failed is kept whole, whatever the rule samples, but never what must not be written.
+            values = {
+                kept.name: array[call.row : call.row + call.rows]
+                for kept, array in zip(self.inputs, block.arrays, strict=True)
+                if not kept.direct
+            }
+            frame["inputs"] = self._all([kept for kept in self.inputs if not kept.direct], values, row, call)
+        if call.key:
+            segment.key[rows] = hash_key(call.key)
+        self._append(segment, rows, [frame])
+        segment.status[rows] = status
+
+    def refused(
+        self, status: int, code: str, message: str, arrived_ns: int, now_ns: int, wall_ns: int, request_id: str
+    ) -> None:
+        """A request that never got a row: its record is a frame alone."""
+        segment = self._segments[1]
+        if segment is None:
+            block = self.next(1, 1, self._windows[1])
+            segment = block.segment
+        if segment is None:
+            self._dropped(1)
+            return
+        frame = {
+            "refused": code,
+            "status": status,
+            "message": message,
+            "time_ns": arrived_ns + wall_ns,
+            "latency_ns": now_ns - arrived_ns,
+        }
+        if request_id:
+            frame["request_id"] = request_id
+        self._append(segment, slice(0, 0), [frame])
+
+    # -- parts of a record
+
+    @staticmethod
+    def _times(segment: Segment, rows: slice, calls: Sequence[Call], began_ns: int, now_ns: int, wall_ns: int) -> None:
+        arrived = np.array([call.arrived_ns for call in calls], np.int64)
+        segment.time_ns[rows] = arrived + wall_ns
+        segment.latency_ns[rows] = now_ns - arrived
+        segment.queue_ns[rows] = began_ns - np.array([call.decoded_ns for call in calls], np.int64)
+
+    def _loose(
+        self,
+        call: Call,
+        names: Sequence[str],
+        arrays: Sequence[Array],
+        run: tuple[int, int, int],
+        now_ns: int,
+        wall_ns: int,
+    ) -> None:
+        """A call of varying shape, or larger than a block: one row, and everything in its frame."""
+        segment, row = call.segment, call.slot
+        if segment is None:
+            self._dropped(call.rows)
+            return
+        rows = slice(row, row + 1)
+        batch_rows, began_ns, run_ns = run
+        self._times(segment, rows, [call], began_ns, now_ns, wall_ns)
+        segment.run_ns[row] = run_ns
+        segment.batch[row] = batch_rows
+        segment.span[row] = max(1, call.rows)
+        segment.form[row] = Form.FRAME
+        frame: dict[str, Any] = {"row": row, "n": call.rows}
+        frame["inputs"] = self._all(self.inputs, call.arrays or {}, row, call)
+        frame["outputs"] = self._all(self.outputs, dict(zip(names, arrays, strict=True)), row, call)
+        self._note(frame, [call], row)
+        if call.key:
+            segment.key[row] = hash_key(call.key)
+        self._append(segment, rows, [frame])
+        segment.status[row] = call.outcome or 200
+
+    def _frames(
+        self,
+        segment: Segment,
+        block: Block,
+        calls: Sequence[Call],
+        noted: Sequence[Call],
+        names: Sequence[str],
+        arrays: Sequence[Array],
+        start: int,
+        stop: int,
+    ) -> None:
+        """The frame of a batch: strings, ids, digests, samples; and the columns of what was redacted."""
+        frame: dict[str, Any] = {"row": start, "n": stop - start}
+        self._note(frame, noted, block.base)
+        for call in noted:
+            if call.key:
+                row = block.base + call.row
+                segment.key[row : row + call.rows] = hash_key(call.key)
+        inputs, outputs = {}, {}
+        for kept, values in zip(self.inputs, block.arrays, strict=True):
+            if not kept.direct:
+                inputs[kept.name] = values[start - block.base : stop - block.base]
+        for name, array in zip(names, arrays, strict=True):
+            if name not in self._plain_outputs or array.shape[1:] != segment.outputs[name].shape[1:]:
+                outputs[name] = array
+        for group, kepts, found in (("input", self.inputs, inputs), ("output", self.outputs, outputs)):
+            for kept in kepts:
+                if kept.name not in found or kept.rule.keep == "none":
+                    continue
+                array = found[kept.name]
+                column = (segment.inputs if group == "input" else segment.outputs).get(kept.name)
+                if column is not None and array.shape[1:] == column.shape[1:]:
+                    column[start:stop] = keep.redact(kept.rule, array, self._secret)
+                else:
+                    self._some(frame, group + "s", kept, array, segment, start)
+        self._append(segment, slice(start, stop), [frame])
+
+    def _some(self, frame: dict[str, Any], group: str, kept: Kept, array: Array, segment: Segment, start: int) -> None:
+        """What a rule leaves of an array of several rows, into a frame."""
+        rule = kept.rule
+        if rule.keep == "full":
+            frame.setdefault(group, {})[kept.name] = keep.as_frame(keep.redact(rule, array, self._secret))
+        elif rule.keep == "digest":
+            frame.setdefault("digest", {})[kept.name] = keep.digest(array).tobytes()
+            frame.setdefault("summary", {})[kept.name] = keep.summary(array, self._datatypes[kept.name]).tobytes()
+        else:
+            keys = segment.key[start : start + len(array)].tolist()
+            chosen = [
+                index
+                for index, key in enumerate(keys)
+                if keep.is_sampled(rule, key, segment.prefix + b"%08x" % (start + index))
+            ]
+            if chosen:
+                values = keep.as_frame(keep.redact(rule, array[chosen], self._secret))
+                frame.setdefault("samples", {})[kept.name] = {"at": chosen, "values": values}
+
+    def _all(self, kepts: Iterable[Kept], values: Any, row: int, call: Call) -> dict[str, Any]:
+        """The arrays of one call as its frame holds them; digests and samples of what is not kept whole."""
+        found: dict[str, Any] = {}
+        for kept in kepts:
+            array = values.get(kept.name)
+            if array is None or kept.rule.keep == "none":
+                continue
+            rule = kept.rule
+            key = hash_key(call.key) if call.key else 0
+            if rule.keep == "digest":
+                whole = array.reshape(1, -1)
+                marks = keep.digest(whole).tobytes(), keep.summary(whole, self._datatypes[kept.name]).tobytes()
+                found[kept.name] = {"digest": marks[0], "summary": marks[1], "s": list(array.shape)}
+            elif rule.keep == "full" or keep.is_sampled(rule, key, call.prediction_id):
+                found[kept.name] = keep.as_frame(keep.redact(rule, array, self._secret))
+        return found
+
+    @staticmethod
+    def _note(frame: dict[str, Any], calls: Sequence[Call], base: int) -> None:
+        """The names that clients gave to their requests."""
+        notes = [
+            [call.slot if call.block is None else base + call.row, call.request_id, call.id, call.trace]
+            for call in calls
+            if call.request_id or call.id or call.trace
+        ]
+        if notes:
+            frame["notes"] = notes
+
+    def _append(self, segment: Segment, rows: slice, frames: list[dict[str, Any]]) -> None:
+        try:
+            segment.side_at[rows] = segment.append_frames(*frames)
+        except OSError:
+            self._dropped(max(1, rows.stop - rows.start))
+
+
+def hash_key(key: str) -> int:
+    """The 64 bits that stand for a client's key in records; they route it, too."""
+    return xxhash.xxh3_64_intdigest(key.encode("utf-8", "surrogateescape"))
+
+
+def _has_fixed_rows(spec: TensorSpec) -> bool:
+    return spec.shape is not None and len(spec.shape) > 0 and -1 not in spec.shape[1:]
+
+
+def _columns(group: str, kepts: Sequence[Kept], specs: Sequence[TensorSpec]) -> tuple[Column, ...]:
+    return tuple(
+        Column(group, spec.name, DATATYPES[spec.datatype].dtype.str, tuple(spec.shape[1:]), 0)
+        for kept, spec in zip(kepts, specs, strict=True)
+        if kept.column and spec.shape is not None
+    )

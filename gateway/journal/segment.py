@@ -1,0 +1,200 @@
+"""Segment: the file that rows of one version are decoded into, run on and kept in, while it is being written."""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+
+from gateway.journal import schema
+from gateway.journal.frames import FrameFile
+from gateway.journal.schema import EXTENT, MAX_EXTENTS, SEGMENT_SUFFIX, SIDE_SUFFIX, Control, SegmentSpec
+from gateway.types import Array
+
+if TYPE_CHECKING:
+    from gateway.inference.block import Block
+
+
+def map_columns(buffer: Any, spec: SegmentSpec) -> dict[tuple[str, str], Array]:
+    """Views of the columns by (group, name), each (capacity, *shape), on a file that is mapped at `buffer`."""
+    return {
+        (column.group, column.name): np.frombuffer(
+            buffer, column.dtype, spec.capacity * int(np.prod(column.shape, dtype=np.int64)), column.offset
+        ).reshape(spec.capacity, *column.shape)
+        for column in spec.columns
+    }
+
+
+class Segment:
+    """Rows are taken from `fill` on and written by their owner; `status` last, which makes a row count.
+
+    Columns are attributes for meta columns and `inputs`, `outputs` by name. Belongs to the thread of the event loop but
+    for `flush`, `protect` and `finish`.
+    """
+
+    def __init__(self, folder: Path, spec: SegmentSpec) -> None:
+        """Create the file with its whole size on the disk. Raises OSError, with nothing left behind."""
+        self.spec = spec = schema.lay_out(spec)
+        self.capacity = spec.capacity
+        self.prefix = spec.prefix.encode()
+        self.path = folder / (spec.prefix + SEGMENT_SUFFIX)
+        self.opened = time.monotonic()
+        self._buffer, self._lock = _create(self.path, spec)
+        self._columns = map_columns(self._buffer, spec)
+        self.inputs = {name: array for (group, name), array in self._columns.items() if group == "input"}
+        self.outputs = {name: array for (group, name), array in self._columns.items() if group == "output"}
+        meta = {name: array for (group, name), array in self._columns.items() if group == "meta"}
+        self.time_ns: Array = meta["time_ns"]
+        self.latency_ns: Array = meta["latency_ns"]
+        self.queue_ns: Array = meta["queue_ns"]
+        self.run_ns: Array = meta["run_ns"]
+        self.key: Array = meta["key"]
+        self.side_at: Array = meta["side"]
+        self.span: Array = meta["span"]
+        self.batch: Array = meta["batch"]
+        self.route: Array = meta["route"]
+        self.form: Array = meta["form"]
+        self.status: Array = meta["status"]
+        self.window: Block | None = None
+        self._fill = 0
+        self.settled = 0
+        self.control: Array = np.frombuffer(self._buffer, "<i8", len(Control), spec.control_at)
+        self._extents: Array = np.frombuffer(self._buffer, EXTENT, MAX_EXTENTS, spec.extents_at)
+        self._protected = 0
+        self._side: FrameFile | None = None
+
+    @property
+    def fill(self) -> int:
+        """Rows that are taken."""
+        window = self.window
+        return self._fill if window is None else window.base + window.fill
+
+    def close_window(self) -> None:
+        """The block on this segment takes no more rows."""
+        self._fill = self.fill
+        self.window = None
+
+    def append_frames(self, *frames: dict[str, Any]) -> int:
+        """Write frames; returns where the first begins. Raises OSError."""
+        if self._side is None:
+            self._side = FrameFile(self.path.with_suffix(SIDE_SUFFIX))
+        return self._side.append(*map(msgspec.msgpack.encode, frames))
+
+    def settle(self) -> int:
+        """Advance to the first taken row that is not written yet, which it returns; readers see the number."""
+        at, fill = self.settled, self.fill
+        if at < fill:
+            missing = self.status[at:fill] == 0
+            first = int(missing.argmax())
+            self.settled = at = at + first if missing[first] else fill
+            self.control[Control.ROWS] = at
+        self.control[Control.TAKEN] = fill
+        return at
+
+    def protect(self) -> None:
+        """Checksum what is settled since the last time."""
+        stop = self.settled
+        count = int(self.control[Control.EXTENTS])
+        if stop == self._protected or count == MAX_EXTENTS:
+            return
+        # The table must last for the whole segment: extents get longer towards its end.
+        if stop < self.fill and stop - self._protected < self.capacity * (count + 1) // (8 * MAX_EXTENTS):
+            return
+        self._extents[count] = (stop, schema.checksum(list(self._columns.values()), self._protected, stop))
+        self.control[Control.EXTENTS] = count + 1
+        self._protected = stop
+
+    def flush(self) -> None:
+        """Return when all that was written is on the disk. Raises OSError."""
+        self._buffer.flush()
+        if self._side is not None:
+            self._side.sync()
+
+    def finish(self) -> None:
+        """Seal: nothing is written any more. The file shrinks to its rows; without any it goes. Raises OSError."""
+        self.close_window()
+        try:
+            self._seal()
+        finally:
+            os.close(self._lock)
+
+    def _seal(self) -> None:
+        if self.fill == 0 and self._side is None:
+            self.path.unlink(missing_ok=True)
+            return
+        self.settled = self.fill
+        self.control[Control.TAKEN] = self.fill
+        self.control[Control.ROWS] = self.fill
+        self.protect()
+        self.control[Control.SEALED_NS] = time.time_ns()
+        if self._side is not None:
+            self._side.close()
+        if self.fill < self.capacity * 0.9:
+            shrink(self.path, self.spec, self._columns, self.fill, self._extents[: self.control[Control.EXTENTS]])
+
+
+def shrink(path: Path, spec: SegmentSpec, columns: dict[tuple[str, str], Array], rows: int, extents: Array) -> None:
+    """Replace a sealed segment by one of just its rows; what is open on the old file stays readable."""
+    small = schema.lay_out(msgspec.structs.replace(spec, capacity=max(1, rows)))
+    scratch = path.with_name(f".{path.name}.shrinking")
+    scratch.unlink(missing_ok=True)
+    buffer, lock = _create(scratch, small)
+    os.close(lock)
+    for key, array in map_columns(buffer, small).items():
+        array[:rows] = columns[key][:rows]
+    table = np.frombuffer(buffer, EXTENT, MAX_EXTENTS, small.extents_at)
+    table[: len(extents)] = extents
+    control = np.frombuffer(buffer, "<i8", len(Control), small.control_at)
+    control[Control.ROWS] = control[Control.TAKEN] = rows
+    control[Control.EXTENTS] = len(extents)
+    control[Control.SEALED_NS] = time.time_ns()
+    buffer.flush()
+    os.replace(scratch, path)
+
+
+def boot_id() -> str:
+    """What tells this boot of the machine from others; empty where the system does not say."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
+def is_orphan(path: Path) -> bool:
+    """True where no process writes a segment any more."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
+
+
+def _create(path: Path, spec: SegmentSpec) -> tuple[mmap.mmap, int]:
+    """A file with its header and its whole size on the disk, under its name only when that is done.
+
+    Returns its memory, and a descriptor that is locked: the lock tells others that somebody writes it.
+    """
+    scratch = path.with_name(f".{path.name}.new")
+    descriptor = os.open(scratch, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o640)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        # A hole in a mapped file that the disk has no room for would end the process with SIGBUS.
+        os.posix_fallocate(descriptor, 0, spec.size)
+        buffer = mmap.mmap(descriptor, spec.size)
+        header = schema.pack_header(spec)
+        buffer[: len(header)] = header
+        os.rename(scratch, path)
+    except OSError:
+        os.close(descriptor)
+        os.unlink(scratch)
+        raise
+    return buffer, descriptor
