@@ -4,6 +4,7 @@ HeadgateError
   ClientError                      4xx: what was sent is at fault
     InvalidRequest                 400 invalid-request, names the `field`
       InvalidJSON                  400 invalid-json
+      InvalidFeedback              422 invalid-feedback
     Forbidden                      403 forbidden
     NotFound                       404 not-found
       UnknownModel                 404 unknown-model
@@ -73,6 +74,13 @@ class InvalidJSON(InvalidRequest):
     """The body is not strict JSON."""
 
     code = "invalid-json"
+
+
+class InvalidFeedback(InvalidRequest):
+    """Feedback that no declaration allows; the message holds the declaration."""
+
+    status = 422
+    code = "invalid-feedback"
 
 
 class NotFound(ClientError):
