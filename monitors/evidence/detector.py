@@ -24,6 +24,7 @@ from monitors.types import Counts, Floats
 __all__ = ["Detector", "Reading"]
 
 KIND = "evidence.detector"
+FIELDS = {"blocks": int, "total": np.ndarray, "starts": np.ndarray, "began": np.ndarray, "before": np.ndarray}
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ class Detector:
 
     def load(self, data: bytes) -> None:
         """Go on where `to_bytes` was called. Raises ValueError where the state is not that of such a detector."""
-        state = unpack(KIND, data)
+        state = unpack(KIND, data, FIELDS)
         starts = len(state["starts"])
         expected = {"total": self._shape, "began": (starts,), "before": (starts, *self._shape)}
         for name, shape in expected.items():

@@ -21,15 +21,19 @@ def pack(kind: str, state: Mapping[str, Any]) -> bytes:
     return msgspec.msgpack.Encoder(enc_hook=_encode, order="sorted").encode({"kind": kind, "state": dict(state)})
 
 
-def unpack(kind: str, data: bytes) -> dict[str, Any]:
-    """The state that `pack` was given. Raises ValueError where the bytes are damaged or of another kind."""
+def unpack(kind: str, data: bytes, fields: Mapping[str, type]) -> dict[str, Any]:
+    """The state that `pack` was given. Raises ValueError where the bytes are damaged, or of other things."""
     try:
         document = msgspec.msgpack.Decoder(ext_hook=_decode).decode(data)
         if document["kind"] != kind:
             raise ValueError(f"expected the state of {kind}, got that of {document['kind']}")
-        return dict(document["state"])
+        state = dict(document["state"])
     except (msgspec.MsgspecError, KeyError, TypeError) as error:
         raise ValueError(f"the state of {kind} cannot be read: {error}") from error
+    found = {name: type(value) for name, value in state.items()}
+    if found != dict(fields):
+        raise ValueError(f"expected the state of {kind} to hold {sorted(fields)}, got {sorted(found)} or other types")
+    return state
 
 
 def _encode(value: object) -> msgspec.msgpack.Ext:
