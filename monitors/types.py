@@ -1,8 +1,8 @@
 """The architecture of the monitors on one screen.
 
 Rows come as `Columns`, read from the journal without parsing. A `Monitor` folds them into a state of integers, so that
-merging is addition: any partition, order, restart or backfill of the same rows gives the same bytes. Statistics are pure
-functions of such states and a baseline, computed when somebody asks; alarms are drawn from them with a budget.
+merging is addition: any partition, order, restart or backfill of the same rows gives the same bytes. Statistics are
+pure functions of such states and a baseline, computed when somebody asks; alarms are drawn from them with a budget.
 """
 
 from __future__ import annotations
@@ -36,6 +36,16 @@ class Columns:
 
     def __len__(self) -> int:
         return len(self.time_ns)
+
+    def take(self, rows: Array | slice) -> Columns:
+        """The rows of a mask, a list of places or a slice."""
+        return Columns(
+            self.time_ns[rows],
+            {name: values[rows] for name, values in self.features.items()},
+            {name: values[rows] for name, values in self.outputs.items()},
+            {name: values[rows] for name, values in self.labels.items()},
+            {name: values[rows] for name, values in self.labelled.items()},
+        )
 
 
 class Monitor(Protocol):

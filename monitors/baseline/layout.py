@@ -1,0 +1,144 @@
+"""The frozen bins of a model's features and outputs: what counts of the baseline and of live rows are counts of.
+
+Every column of a count matrix [F, B] is one of `SPECIAL` (missing, -inf, +inf, unseen, other) or, from `FIRST` on, a
+bin of the feature's own: for a number an interval between its edges, closed on the left; for a category a known value.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from functools import cached_property
+from typing import Literal
+
+import msgspec
+import numpy as np
+
+from monitors.types import Array, Counts, Floats
+
+SPECIAL = ("missing", "-inf", "+inf", "unseen", "other")
+MISSING, MINUS_INF, PLUS_INF, UNSEEN, OTHER = range(5)
+FIRST = len(SPECIAL)
+
+Role = Literal["feature", "output"]
+
+
+class Grid(msgspec.Struct, frozen=True):
+    """Cells of width 2**`exponent`: cell c holds [(low + c) * width, (low + c + 1) * width), c in 0..cells-1.
+
+    Edges of a numeric feature with a grid lie on cell boundaries, so counting cells counts bins exactly. `integral`:
+    the width is 1 and the baseline held whole numbers only; any other number is then looked at one by one.
+    """
+
+    exponent: int
+    low: int
+    cells: int
+    integral: bool
+
+
+class Numeric(msgspec.Struct, frozen=True, tag="numeric"):
+    """A number: bin i holds `edges[i-1] <= x < edges[i]`; below the first edge is bin 0.
+
+    `points[i]`: bin i is for one value, its left edge (an atom, such as 0 in "minutes late"); other values before the
+    next edge are counted as unseen. `minimum` and `maximum` are the baseline's, over finite values, None where there
+    was none. Moments are of floor(x / 2**unit); `whole`: the baseline held whole numbers only.
+    """
+
+    name: str
+    role: Role
+    edges: tuple[float, ...]
+    points: tuple[bool, ...]
+    minimum: float | None
+    maximum: float | None
+    unit: int
+    whole: bool
+    grid: Grid | None = None
+
+    @property
+    def bins(self) -> int:
+        return len(self.edges) + 1
+
+    def labels(self) -> list[str]:
+        """What each own bin holds, to be read by people."""
+        ends = ["-inf", *(f"{edge:.6g}" for edge in self.edges), "inf"]
+        return [ends[i] if point else f"[{ends[i]}, {ends[i + 1]})" for i, point in enumerate(self.points)]
+
+
+class Category(msgspec.Struct, frozen=True, tag="category"):
+    """A category: bin i counts `values[i]`, the most frequent of the baseline.
+
+    The baseline's further values are known by hash and counted in `other`; what the baseline never held is `unseen`.
+    `open_ended`: it held more than could be kept, so a value that is not known may have been in it.
+    """
+
+    name: str
+    role: Role
+    values: tuple[str, ...]
+    others: bytes = b""
+    open_ended: bool = False
+
+    @property
+    def bins(self) -> int:
+        return len(self.values)
+
+    def labels(self) -> list[str]:
+        """What each own bin holds, to be read by people."""
+        return list(self.values)
+
+
+Feature = Numeric | Category
+
+
+class Layout(msgspec.Struct, frozen=True, dict=True):
+    """The features and outputs of a model, in the order of the rows of its count matrices."""
+
+    features: tuple[Feature, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(feature.name for feature in self.features)
+
+    @cached_property
+    def shape(self) -> tuple[int, int]:
+        """[F, B] of a count matrix; features with fewer bins leave the last columns zero."""
+        return len(self.features), FIRST + max((feature.bins for feature in self.features), default=0)
+
+    @cached_property
+    def valid(self) -> Array:
+        """bool [F, B]: the columns that mean something for the feature of that row."""
+        mask = np.zeros(self.shape, dtype=bool)
+        for row, feature in enumerate(self.features):
+            if isinstance(feature, Numeric):
+                mask[row, [MISSING, MINUS_INF, PLUS_INF, UNSEEN]] = True
+            else:
+                mask[row, [MISSING, UNSEEN, OTHER]] = True
+            mask[row, FIRST : FIRST + feature.bins] = True
+        return mask
+
+    @cached_property
+    def numeric(self) -> Array:
+        """bool [F]: which rows are numbers, whose bins have an order and a width."""
+        return np.array([isinstance(feature, Numeric) for feature in self.features], dtype=bool)
+
+    @cached_property
+    def outputs(self) -> Array:
+        """bool [F]: which rows are outputs of the model."""
+        return np.array([feature.role == "output" for feature in self.features], dtype=bool)
+
+    @cached_property
+    def edges(self) -> Floats:
+        """float64 [F, B - FIRST - 1]: the inner edges of the numbers, padded on the right with +inf."""
+        table = np.full((len(self.features), max(self.shape[1] - FIRST - 1, 0)), math.inf)
+        for row, feature in enumerate(self.features):
+            if isinstance(feature, Numeric):
+                table[row, : len(feature.edges)] = feature.edges
+        return table
+
+    @cached_property
+    def digest(self) -> bytes:
+        """What two states must share to be merged."""
+        return hashlib.sha256(msgspec.msgpack.encode(self)).digest()
+
+    def split(self, counts: Counts) -> tuple[Counts, Counts]:
+        """A count matrix as its special columns [F, 5] and the features' own bins [F, B - 5]."""
+        return counts[:, :FIRST], counts[:, FIRST:]

@@ -1,0 +1,192 @@
+"""The state of drift and of data quality: integer counts on frozen bins, and moments in fixed point."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from monitors import fixed
+from monitors.baseline.layout import FIRST, MISSING, UNSEEN, Category, Layout, Numeric
+from monitors.count import GROUP, GridTable, Tally, as_floats, count_categories, count_numbers, known_values
+from monitors.types import Array, Columns, Counts, Floats
+
+
+class _Document(msgspec.Struct, frozen=True):
+    """A serialised state; arrays are int64, little-endian."""
+
+    layout: bytes
+    rows: int
+    counts: bytes
+    margins: bytes
+    total: bytes
+    squares: bytes
+
+
+class State:
+    """Counts [F, B] of the rows seen, on the bins of a layout.
+
+    `rows`: how many. `counts` int64 [F, B]: see `monitors.baseline.layout`; every row of it sums to `rows`. `below`,
+    `above` int64 [F]: finite numbers out of the baseline's range. `held` int64 [F]: numbers too far out for the
+    moments, which take them at the limit. `absent` int64 [F]: rows whose batch did not have the column at all (counted
+    as missing too). `total`, `squares`: sums of floor(x / w) and of its square over the finite numbers in bins,
+    w = 2**unit, as Python integers.
+    """
+
+    def __init__(self, layout: Layout) -> None:
+        features, bins = layout.shape
+        self.layout = layout
+        self.rows = 0
+        self.counts: Counts = np.zeros((features, bins), dtype=np.int64)
+        self.below, self.above, self.held, self.absent = np.zeros((4, features), dtype=np.int64)
+        self.total, self.squares = fixed.zeros(features), fixed.zeros(features)
+
+    def __repr__(self) -> str:
+        return f"<State of {self.counts.shape[0]} features, {self.rows} rows>"
+
+    def update(self, columns: Columns) -> None:
+        """Count rows. Columns that the layout does not know are not looked at; those that are not there are missing."""
+        rows = len(columns)
+        if not rows:
+            return
+        self.rows += rows
+        fast: dict[Any, list[tuple[int, Array]]] = {}
+        available = {**columns.features, **flattened(columns.outputs)}
+        for row, feature in enumerate(self.layout.features):
+            values = available.get(feature.name)
+            if values is None:
+                self.absent[row] += rows
+                self.counts[row, MISSING] += rows
+            elif isinstance(feature, Category):
+                known = known_values(feature)
+                self.counts[row] += count_categories(feature, values, self.counts.shape[1], known)
+            else:
+                numbers, strange = as_floats(values)
+                self.counts[row, MISSING] -= strange
+                self.counts[row, UNSEEN] += strange
+                if feature.grid is None:
+                    self._add([row], count_numbers(feature, numbers, self.counts.shape[1]))
+                else:
+                    fast.setdefault(numbers.dtype, []).append((row, numbers))
+        for group in fast.values():
+            for start in range(0, len(group), GROUP):
+                self._count_on_grids(group[start : start + GROUP])
+
+    def _count_on_grids(self, group: Sequence[tuple[int, Array]]) -> None:
+        places = [row for row, _ in group]
+        features = [feature for row in places if isinstance(feature := self.layout.features[row], Numeric)]
+        self._add(places, GridTable(features, self.counts.shape[1]).count([numbers for _, numbers in group]))
+
+    def _add(self, places: Sequence[int], tally: Tally) -> None:
+        self.counts[places] += tally.counts
+        self.below[places] += tally.below
+        self.above[places] += tally.above
+        self.held[places] += tally.held
+        self.total[places] += tally.total
+        self.squares[places] += tally.squares
+
+    def merge(self, other: State) -> None:
+        """Add the counts of another state of the same layout."""
+        if other.layout.digest != self.layout.digest:
+            raise ValueError("states of two different baselines cannot be merged")
+        self.rows += other.rows
+        self.counts += other.counts
+        self.below += other.below
+        self.above += other.above
+        self.held += other.held
+        self.absent += other.absent
+        self.total = self.total + other.total
+        self.squares = self.squares + other.squares
+
+    def subtract(self, other: State) -> None:
+        """Take away the counts of a state that was merged before: a sliding window drops its oldest pane."""
+        self.rows -= other.rows
+        self.counts -= other.counts
+        self.below -= other.below
+        self.above -= other.above
+        self.held -= other.held
+        self.absent -= other.absent
+        self.total = self.total - other.total
+        self.squares = self.squares - other.squares
+
+    def copy(self) -> State:
+        """A state of its own with the same counts."""
+        other = State(self.layout)
+        other.merge(self)
+        return other
+
+    @property
+    def finite(self) -> Counts:
+        """int64 [F]: finite numbers in bins, the n of the moments; 0 for categories."""
+        return np.where(self.layout.numeric, self.counts[:, FIRST:].sum(axis=1), 0)
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of memory of the state, which do not grow with rows (Python integers taken at 40 bytes)."""
+        arrays = (self.counts, self.below, self.above, self.held, self.absent)
+        return sum(array.nbytes for array in arrays) + 2 * (8 + 40) * len(self.total)
+
+    def moments(self) -> tuple[Counts, Floats, Floats]:
+        """(n, mean, variance), each (F,): of finite numbers, NaN where n is too small; see `monitors.moments`."""
+        from monitors.moments import moments
+
+        return moments(self)
+
+    def value(self) -> Mapping[str, Any]:
+        """Rows, bytes, and the counts of each feature by bin."""
+        return {
+            "rows": self.rows,
+            "state_bytes": self.state_bytes,
+            "features": {
+                feature.name: {
+                    "n": self.rows,
+                    "missing": int(counts[MISSING]),
+                    "unseen": int(counts[UNSEEN]),
+                    "counts": counts[FIRST : FIRST + feature.bins].tolist(),
+                }
+                for feature, counts in zip(self.layout.features, self.counts, strict=True)
+            },
+        }
+
+    def to_bytes(self) -> bytes:
+        """The state; equal states give equal bytes."""
+        margins = np.stack([self.below, self.above, self.held, self.absent])
+        return msgspec.msgpack.encode(
+            _Document(
+                self.layout.digest,
+                self.rows,
+                self.counts.astype("<i8", copy=False).tobytes(),
+                margins.astype("<i8", copy=False).tobytes(),
+                fixed.pack(self.total),
+                fixed.pack(self.squares),
+            )
+        )
+
+    def load(self, data: bytes) -> None:
+        """Replace the counts by those of `to_bytes`. Raises ValueError where they are of another layout."""
+        try:
+            document = msgspec.msgpack.decode(data, type=_Document)
+        except msgspec.MsgspecError as error:
+            raise ValueError(f"the bytes are no state: {error}") from error
+        if document.layout != self.layout.digest:
+            raise ValueError("the state belongs to another baseline")
+        features, bins = self.layout.shape
+        counts = np.frombuffer(document.counts, "<i8").astype(np.int64).reshape(features, bins)
+        margins = np.frombuffer(document.margins, "<i8").astype(np.int64).reshape(4, features)
+        total, squares = fixed.unpack(document.total, features), fixed.unpack(document.squares, features)
+        self.rows, self.counts, self.total, self.squares = document.rows, counts, total, squares
+        self.below, self.above, self.held, self.absent = margins.copy()
+
+
+def flattened(outputs: Mapping[str, Array]) -> dict[str, Array]:
+    """Outputs as columns: an output of several classes gives one column `name[i]` each."""
+    columns: dict[str, Array] = {}
+    for name, values in outputs.items():
+        if values.ndim == 1:
+            columns[name] = values
+        else:
+            flat = values.reshape(len(values), -1)
+            columns.update({f"{name}[{place}]": flat[:, place] for place in range(flat.shape[1])})
+    return columns
