@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from gateway.errors import ClientError, HeadgateError, InvalidRequest, MethodNotAllowed, NotFound, ServerError
-from gateway.http import description, inference, repository
+from gateway.http import description, feedback, inference, repository
 from gateway.http.messages import error_response
 from gateway.http.middleware import Access, RequestId
 from gateway.state import Gateway
@@ -54,6 +54,12 @@ ROUTES = (
     Route(f"{_REPOSITORY}/aliases", repository.aliases),
     Route(_ALIAS, repository.put_alias, methods=["PUT"]),
     Route(_ALIAS, repository.delete_alias, methods=["DELETE"]),
+    Route("/v1/feedback", feedback.put, methods=["POST"]),
+    Route("/v1/feedback:batch", feedback.put_many, methods=["POST"]),
+    Route("/v1/feedback/{feedback_id}", feedback.delete, methods=["DELETE"]),
+    Route("/v1/feedback-links", feedback.make_link, methods=["POST"]),
+    Route("/f/{token}", feedback.ask),
+    Route("/f/{token}", feedback.vote, methods=["POST"]),
     Route("/metrics", description.prometheus),
     Route("/v2/trace/setting", description.not_offered, methods=_ANY),
     Route(f"{_MODEL}/trace/setting", description.not_offered, methods=_ANY),

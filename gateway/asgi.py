@@ -78,6 +78,7 @@ def create(settings: Settings) -> Starlette:
             await asyncio.gather(*tasks, return_exceptions=True)
             lifecycle.shutdown(wait=False, cancel_futures=True)
             gateway.pipeline.close()
+            gateway.feedback.close()
 
     built.router.lifespan_context = lifespan
     return built

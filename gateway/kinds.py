@@ -65,6 +65,18 @@ def header_name() -> Kind:
     return Kind("the name of an HTTP header", "NAME", parse)
 
 
+def web_address() -> Kind:
+    """The beginning of a URL, without a slash at its end; or empty."""
+
+    def parse(raw: object) -> str:
+        pattern = r"(https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?|https?://\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?)(/[!-~]*)?"
+        if not isinstance(raw, str) or (raw and not re.fullmatch(pattern, raw)):
+            raise ValueError
+        return raw.rstrip("/")
+
+    return Kind("empty or an address that begins with http:// or https://", "URL", parse)
+
+
 def whole(low: int, high: int) -> Kind:
     """A whole number, both bounds included."""
 

@@ -31,6 +31,7 @@ from gateway.kinds import (
     seconds,
     size,
     switch,
+    web_address,
     whole,
 )
 
@@ -136,6 +137,19 @@ class Settings:
         32 * MIB, "Journal", size(MIB, 2 * GIB), "The largest segment of the journal; the first ones are smaller.")
     journal_segment_age_s: float = _row(
         3600.0, "Journal", seconds(1, 864000), "How long a segment is written before it is sealed.")
+    max_feedback_bytes: int = _row(
+        MIB, "Feedback", size(KIB, 64 * MIB), "The largest body of feedback, also of a batch; a larger one gets 413.")
+    feedback_keys: int = _row(
+        500000, "Feedback", whole(100, 50000000),
+        "How many idempotency keys are remembered at least; each takes 128 bytes of memory-mapped file.")
+    feedback_file_bytes: int = _row(
+        64 * MIB, "Feedback", size(KIB, GIB), "Size at which a feedback log is left and the next one begun.")
+    feedback_file_age_s: float = _row(
+        86400.0, "Feedback", seconds(1, 31536000), "Age at which a feedback log is left and the next one begun.")
+    public_url: str = _row(
+        "", "Feedback", web_address(),
+        "Where people reach this server, as in `https://models.example.org`; feedback links begin with it. Empty: the "
+        "address by which the link was asked for.")
     header_timeout_s: float = _row(
         10.0, "Connections", seconds(0.1, 3600), "Time for the headers of a request to arrive; then 408.")
     body_timeout_s: float = _row(

@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry
 from starlette.requests import Request
 
 from gateway import host
+from gateway.feedback.service import Feedback, feedback_for
 from gateway.inference.admission import Quotas
 from gateway.inference.pipeline import Pipeline
 from gateway.journal.journal import Journal, JournalSettings
@@ -82,6 +83,7 @@ class Gateway:
     repository: RepositoryAPI
     settled: Callable[[], bool]
     pipeline: Pipeline
+    feedback: Feedback
     counters: CounterStore
     read_counters: Callable[[], Snapshot]
     registry: CollectorRegistry
@@ -130,6 +132,7 @@ def assemble(
         pipeline=Pipeline(
             table, counters, limits, quotas, settings.default_deadline_s, settings.max_deadline_s, journal
         ),
+        feedback=feedback_for(settings, counters),
         counters=counters,
         read_counters=read_counters,
         registry=metrics.registry(read_counters, lambda: table.models),

@@ -66,6 +66,7 @@ async def main(place: Place) -> None:
         life.cancel()
         beat.cancel()
         lifecycle.shutdown(wait=False, cancel_futures=True)
+        gateway.feedback.close()
 
 
 def _take_over(manager: Manager, fleet: Fleet, counters: CounterStore) -> None:

@@ -68,9 +68,14 @@ def parse(body: bytes, key: str = "") -> Post:
     if key and post.idempotency_key and key != post.idempotency_key:
         raise InvalidRequest("idempotency_key and the header Idempotency-Key differ", field="idempotency_key")
     post.idempotency_key = key or post.idempotency_key
+    check(post)
+    return post
+
+
+def check(post: Post) -> None:
+    """Bring the address of a post into its one form. Raises InvalidFeedback for what no declaration could allow."""
     _check_texts(post)
     _check_address(post)
-    return post
 
 
 def digest(post: Post) -> str:
@@ -82,16 +87,12 @@ def digest(post: Post) -> str:
 def accept(post: Post, target: Target, received_ns: int, actor: str = "") -> Event:
     """The event that a post becomes. Raises InvalidFeedback, with the declaration in its message."""
     rules = {model: rule for model, rule in target.rules.items() if _suits(post, rule) is None}
+    if not target.rules:
+        raise undeclared(post.name, target.model)
     if not rules:
-        raise InvalidFeedback(_why_not(post, target), field=_field(post, target))
+        raise _unsuitable(post, target)
     model, rule = next(iter(rules.items()))
-    if target.span > 1 and post.row is None:
-        where = f"prediction {post.prediction_id} has {target.span} rows"
-        raise InvalidFeedback(f"{where}: say which one with row, or as prediction_id#row", field="row")
-    if target.span and post.row is not None and post.row >= target.span:
-        where = f"prediction {post.prediction_id} has {target.span} rows, counted from 0"
-        raise InvalidFeedback(f"{where}: there is no row {post.row}", field="row")
-    late = target.sent_ns and received_ns - target.sent_ns > rule.join_window_ns
+    check_row(post, target)
     key = post.idempotency_key
     return Event(
         feedback_id=keyed_id("put", actor, key) if key else IdClock.new_id(),
@@ -111,9 +112,32 @@ def accept(post: Post, target: Target, received_ns: int, actor: str = "") -> Eve
         supersedes=post.supersedes,
         idempotency_key=key,
         actor=actor,
-        status="late" if late else "matched" if target.sent_ns else "pending",
+        status=status(target.sent_ns, rule, received_ns),
         digest=digest(post),
     )
+
+
+def status(sent_ns: int, rule: FeedbackRule, received_ns: int) -> str:
+    """What feedback that comes now is answered, about a prediction that was asked for at `sent_ns` (0: not found)."""
+    if not sent_ns:
+        return "pending"
+    return "late" if received_ns - sent_ns > rule.join_window_ns else "matched"
+
+
+def check_row(post: Post, target: Target) -> None:
+    """Whether the prediction, where it was found, has the row that is meant. Raises InvalidFeedback."""
+    if target.span > 1 and post.row is None:
+        where = f"prediction {post.prediction_id} has {target.span} rows"
+        raise InvalidFeedback(f"{where}: say which one with row, or as prediction_id#row", field="row")
+    if target.span and post.row is not None and post.row >= target.span:
+        where = f"prediction {post.prediction_id} has {target.span} rows, counted from 0"
+        raise InvalidFeedback(f"{where}: there is no row {post.row}", field="row")
+
+
+def undeclared(name: str, model: str) -> InvalidFeedback:
+    """The error for a name that a model, or (empty) no model at all, declares."""
+    whose = f"model {quote(model)} declares no" if model else "no model declares a"
+    return InvalidFeedback(f"{whose} feedback named {quote(name)}", field="name")
 
 
 def tombstone(feedback_id: str, received_ns: int, actor: str = "") -> Event:
@@ -200,26 +224,20 @@ def _suits(post: Post, rule: FeedbackRule) -> str | None:
     return "entity" if post.entity and not rule.entity else None
 
 
-def _field(post: Post, target: Target) -> str:
-    fields = [_suits(post, rule) for rule in target.rules.values()]
-    return fields[0] or "value" if fields else "name"
-
-
-def _why_not(post: Post, target: Target) -> str:
-    if not target.rules:
-        whose = f"model {quote(target.model)}" if target.model else "no model"
-        verb = "declares no" if target.model else "declares a"
-        return f"{whose} {verb} feedback named {quote(post.name)}"
+def _unsuitable(post: Post, target: Target) -> InvalidFeedback:
+    """The error for a post that goes against every declaration of its name, in terms of the first."""
     model, rule = next(iter(target.rules.items()))
     declared = f"feedback {post.name!r} of model {model!r}"
     field = _suits(post, rule)
     if field == "kind":
-        return f"{declared} is declared as {rule.kind}, got kind {post.kind}"
-    if field == "entity":
-        return f"{declared} is not declared with an entity, so it cannot be addressed by one"
-    said = f"{declared} is declared as {rule.describe()}, got {show(post.value)}"
-    more = len(target.rules) - 1
-    return said + (f"; {more} other models declare it and none takes this value" if more else "")
+        said = f"{declared} is declared as {rule.kind}, got kind {post.kind}"
+    elif field == "entity":
+        said = f"{declared} is not declared with an entity, so it cannot be addressed by one"
+    else:
+        said = f"{declared} is declared as {rule.describe()}, got {show(post.value)}"
+        more = len(target.rules) - 1
+        said += f"; the other models that declare it ({more}) do not take this value either" if more else ""
+    return InvalidFeedback(said, field=field)
 
 
 def show(value: object) -> str:

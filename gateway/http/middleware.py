@@ -15,6 +15,9 @@ from gateway.telemetry.store import CounterStore
 log = logging.getLogger("headgate.access")
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
+PRIVATE = frozenset({"/f/{token}"})
+"""Routes whose path is a permission: whoever reads the log must not get it."""
+
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"})
 
 
@@ -78,7 +81,7 @@ class Access:
                 facts = {
                     "request_id": scope["state"]["request_id"],
                     "method": scope["method"] if scope["method"] in _METHODS else "other",
-                    "path": scope["path"],
+                    "path": route if route in PRIVATE else scope["path"],
                     "status": status,
                     "ms": round((time.monotonic() - started) * 1000, 3),
                     "client": (scope.get("client") or ("",))[0],

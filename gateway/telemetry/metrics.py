@@ -32,6 +32,7 @@ class GatewayCollector(Collector):
         yield from _requests(counters)
         yield from _durations(counters)
         yield from _work(counters)
+        yield from _feedback(counters)
         yield from self._repository()
         build = GaugeMetricFamily("headgate_build_info", "The running version of Headgate.", labels=["version"])
         build.add_metric([__version__], 1)
@@ -80,6 +81,23 @@ def _requests(counters: Snapshot) -> Iterator[Metric]:
         elif name[0] == "http":
             http.add_metric(name[1:], value)
     yield from (requests, http)
+
+
+def _feedback(counters: Snapshot) -> Iterator[Metric]:
+    events = CounterMetricFamily(
+        "headgate_feedback",
+        "Feedback events by what they were answered: matched, pending, late, deleted, replayed, or the code of the "
+        "error. Without a model: its prediction was not found and several models declare the name, or it was refused.",
+        labels=["model", "name", "status"],
+    )
+    forgotten = CounterMetricFamily(
+        "headgate_feedback_keys_forgotten", "Idempotency keys that had to make room for newer ones."
+    )
+    for name, value in sorted(counters.named.items()):
+        if name[0] == "feedback":
+            events.add_metric(name[1:], value)
+    forgotten.add_metric([], counters.named.get(("feedback-keys-forgotten",), 0))
+    yield from (events, forgotten)
 
 
 def _durations(counters: Snapshot) -> Iterator[Metric]:

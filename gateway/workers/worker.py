@@ -46,6 +46,7 @@ async def main(place: Place) -> None:
             task.cancel()
         loader.shutdown(wait=False, cancel_futures=True)
         gateway.pipeline.close()
+        gateway.feedback.close()
 
 
 def read_all(folder: RunFolder) -> Snapshot:
