@@ -28,6 +28,13 @@ _ALIAS = "/v2/repository/models/{model}/aliases/{alias}"
 _ANY = ["GET", "POST", "PUT", "DELETE"]
 
 ROUTES = (
+    # Routes are tried in this order, and inference seldom comes here: the fast door takes it.
+    Route("/v1/feedback", feedback.put, methods=["POST"]),
+    Route("/v1/feedback:batch", feedback.put_many, methods=["POST"]),
+    Route("/v1/feedback/{feedback_id}", feedback.delete, methods=["DELETE"]),
+    Route("/v1/feedback-links", feedback.make_link, methods=["POST"]),
+    Route("/f/{token}", feedback.ask),
+    Route("/f/{token}", feedback.vote, methods=["POST"]),
     Route(f"{_MODEL}/infer", inference.infer, methods=["POST"]),
     Route(f"{_VERSION}/infer", inference.infer, methods=["POST"]),
     Route("/v2/health/live", description.live),
@@ -54,12 +61,6 @@ ROUTES = (
     Route(f"{_REPOSITORY}/aliases", repository.aliases),
     Route(_ALIAS, repository.put_alias, methods=["PUT"]),
     Route(_ALIAS, repository.delete_alias, methods=["DELETE"]),
-    Route("/v1/feedback", feedback.put, methods=["POST"]),
-    Route("/v1/feedback:batch", feedback.put_many, methods=["POST"]),
-    Route("/v1/feedback/{feedback_id}", feedback.delete, methods=["DELETE"]),
-    Route("/v1/feedback-links", feedback.make_link, methods=["POST"]),
-    Route("/f/{token}", feedback.ask),
-    Route("/f/{token}", feedback.vote, methods=["POST"]),
     Route("/metrics", description.prometheus),
     Route("/v2/trace/setting", description.not_offered, methods=_ANY),
     Route(f"{_MODEL}/trace/setting", description.not_offered, methods=_ANY),
