@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Reference = Literal["echo", "fastapi", "onnxruntime", "one-worker", "early"]
+Reference = Literal["echo", "fastapi", "onnxruntime", "one-worker", "early", "unjournaled"]
 Measure = Literal["rate", "p50", "memory"]
 
 REFERENCES: dict[Reference, str] = {
@@ -18,6 +18,7 @@ REFERENCES: dict[Reference, str] = {
     "onnxruntime": "onnxruntime alone",
     "one-worker": "one worker",
     "early": "early in its life",
+    "unjournaled": "without a journal",
 }
 
 
@@ -84,6 +85,10 @@ CASES = (
         stretch=3,
     ),
     Case("mlp-two-workers", "mlp", "json", 64, "one-worker", hold=1.4, reach=1.55),
+    Case("journal-64", "tiny", "json", 64, "unjournaled", hold=0.97),
+    Case("journal-1", "tiny", "json", 1, "unjournaled", measure="p50", hold=1.05),
+    Case("journal-mlp", "mlp", "binary", 64, "unjournaled"),
+    Case("journal-flights", "flights", "json", 64, "unjournaled"),
     Case("tiny-json-64-traced", "tiny", "json", 64, traced=True),
     Case("tiny-binary-64", "tiny", "binary", 64),
     Case("trees-json-16-rows", "trees", "json", 64, rows=16),

@@ -24,7 +24,8 @@ class Lineup:
 
     ============ ===========================================================================================
     product      ``headgate serve`` with one worker, on the servers' core
-    one-worker   the same, on both cores, which it shares with the load generator
+    unjournaled  the same without a journal
+    one-worker   the same as product, on both cores, which it shares with the load generator
     two-workers  two workers, likewise
     echo         loadtests/echo.py on the servers' core
     fastapi      loadtests/fastapi_app.py in its own environment, on the servers' core
@@ -63,8 +64,10 @@ class Lineup:
             command = [str(python), "-m", "loadtests.fastapi_app", str(self._models)]
             return Server(name, command, self._cores.server, log)
         workers = 2 if name == "two-workers" else 1
-        cores = self._cores.server if name == "product" else self._cores.both
+        cores = self._cores.server if name in ("product", "unjournaled") else self._cores.both
         command = serve_command(self._flags, self._models, self._scratch / f"{name}-data", workers)
+        if name == "unjournaled":
+            command += ["--no-journal"]
         return Server(name, command, cores, log)
 
     def __enter__(self) -> Lineup:

@@ -17,8 +17,10 @@ from gateway.inference.admission import Admission, Quotas
 from gateway.inference.batcher import Batch
 from gateway.inference.call import Call, Door
 from gateway.inference.engine import Engine, Outcome, Part
+from gateway.inference.times import Times
 from gateway.journal.ids import new_id
 from gateway.journal.journal import Journal
+from gateway.journal.recorder import Run, segments_of
 from gateway.models.servable import Servable
 from gateway.models.table import ServingTable
 from gateway.oip import compression
@@ -292,6 +294,7 @@ class Pipeline:
                 self._failed(part.calls[0], part.error)
 
     def _reply(self, engine: Engine, part: Part, outcome: Outcome, run_ns: int) -> None:
+        """Write the replies of calls that ran together, then their records, then answer them."""
         calls = [call for call in part.calls if not call.gone]
         try:
             replies, nonfinite = engine.writer.write(calls, part.names, part.arrays, part.first_row)
@@ -299,18 +302,16 @@ class Pipeline:
             for call in part.calls:
                 self._defect(call, error)
             return
+        times = Times.of(part.calls, outcome.began_ns)
         written_ns = time.monotonic_ns()
+        answer = (engine, part, outcome, run_ns, written_ns, times, calls, replies, nonfinite)
         if engine.recorder is not None and self.journal is not None:
-            run = (outcome.rows, outcome.began_ns, run_ns)
-            engine.recorder.answered(part.calls, part.names, part.arrays, run, written_ns, self.journal.wall_ns)
+            run = Run(outcome.rows, run_ns, written_ns, self.journal.wall_ns)
+            engine.recorder.answered(part.calls, part.names, part.arrays, times, run)
             if self.journal.commits:
-                segments = [call.segment or (call.block and call.block.segment) for call in part.calls]
-                self.journal.when_safe(
-                    [segment for segment in segments if segment],
-                    lambda: self._answer(engine, part, outcome, run_ns, written_ns, calls, replies, nonfinite),
-                )
+                self.journal.when_safe(segments_of(part.calls), lambda: self._answer(*answer))
                 return
-        self._answer(engine, part, outcome, run_ns, written_ns, calls, replies, nonfinite)
+        self._answer(*answer)
 
     def _answer(
         self,
@@ -319,32 +320,30 @@ class Pipeline:
         outcome: Outcome,
         run_ns: int,
         written_ns: int,
+        times: Times,
         calls: list[Call],
         replies: list[tuple[bytes, int]],
         nonfinite: int,
     ) -> None:
         counters = engine.servable.counters
+        answered = []
         for call, (body, length) in zip(calls, replies, strict=True):
             if call.gone:
                 continue
             call.gone = True
+            answered.append(call)
             try:
                 call.door.answer(call, body, length)
             except Exception as error:  # its mates wait for their answers, whatever became of its connection
                 _unheard(call, error)
-        done_ns = time.monotonic_ns()
-        rows = sum([call.rows for call in part.calls])
-        decode = [call.decode_ns for call in calls]
-        began_ns = outcome.began_ns
-        counters.ran(rows, sum(decode), run_ns, written_ns - outcome.ended_ns, time.time_ns() // 1_000_000)
-        counters.served(
-            decode,
-            [began_ns - call.decoded_ns for call in calls],
-            run_ns,
-            (written_ns - outcome.ended_ns) // max(1, len(calls)),
-            [done_ns - call.arrived_ns for call in calls],
-            rows if len(calls) == len(part.calls) else sum([call.rows for call in calls]),
-        )
+        if len(answered) < len(part.calls):
+            times = Times.of(answered, outcome.began_ns)
+        rows = sum([call.rows for call in answered])
+        encode_ns = written_ns - outcome.ended_ns
+        counters.ran(outcome.rows, int(sum(times.decode)), run_ns, encode_ns, time.time_ns() // 1_000_000)
+        if answered:
+            encode_ns //= len(answered)
+            counters.served(times.decode, times.queue, run_ns, encode_ns, times.since(time.monotonic_ns()), rows)
         if nonfinite:
             counters.nonfinite(nonfinite)
         for call in part.calls:

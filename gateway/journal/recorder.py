@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -18,14 +18,27 @@ from gateway.inference.block import Block, Layout
 from gateway.journal import keep, schema
 from gateway.journal.keep import JournalRule, Kept
 from gateway.journal.schema import Column, Form, SegmentSpec
-from gateway.journal.segment import Segment
+from gateway.journal.segment import Segment, Target
 from gateway.oip.datatypes import DATATYPES
 from gateway.types import Array, Contract, TensorSpec
 
 if TYPE_CHECKING:
     from gateway.inference.call import Call
+    from gateway.inference.times import Times
 
 LANES = 3
+MAX_TARGETS = 64
+"""Sets of requested outputs whose columns are remembered."""
+
+
+class Run(NamedTuple):
+    """What the answers of a run have in common: its rows and length, when they are given, and (`wall_ns`) what makes
+    Unix time of the monotonic clock. All in nanoseconds."""
+
+    rows: int
+    run_ns: int
+    now_ns: int
+    wall_ns: int
 
 
 class Recorder:
@@ -60,7 +73,6 @@ class Recorder:
         self._direct = [kept.direct for kept in self.inputs] if fixed else []
         # What is no column as it came: a version without any of it has a shorter path.
         self._others = [kept for kept in self.inputs if not kept.direct and kept.rule.keep != "none"]
-        self._other_outputs = [kept for kept in self.outputs if not kept.direct and kept.rule.keep != "none"]
         self.spec = msgspec.structs.replace(
             template,
             columns=schema.meta_columns()
@@ -155,62 +167,75 @@ class Recorder:
     # -- records
 
     def answered(
-        self,
-        calls: Sequence[Call],
-        names: Sequence[str],
-        arrays: Sequence[Array],
-        run: tuple[int, int, int],
-        now_ns: int,
-        wall_ns: int,
+        self, calls: Sequence[Call], names: tuple[str, ...], arrays: Sequence[Array], times: Times, run: Run
     ) -> None:
-        """The answers of calls that ran together, in order; `arrays` are the outputs `names` of just these calls.
-
-        `run`: rows of the run, when it began, how long it took. Times are monotonic nanoseconds; `wall_ns` added to
-        them is Unix time.
-        """
-        batch_rows, began_ns, run_ns = run
+        """The answers of calls that ran together, in order; `arrays` are the outputs `names` of just these calls."""
         block = calls[0].block
         if block is None:
-            for call in calls:
-                rows = slice(call.row, call.row + call.rows) if len(calls) > 1 else slice(None)
-                own = [array[rows] if array.ndim else array for array in arrays] if len(calls) > 1 else list(arrays)
-                self._loose(call, names, own, run, now_ns, wall_ns)
+            for index, call in enumerate(calls):
+                rows = slice(call.row, call.row + call.rows)
+                own = [array[rows] for array in arrays] if len(calls) > 1 else arrays
+                self._loose(call, names, own, int(times.queue[index]), run)
             return
         segment = block.segment
-        first, last = calls[0].row, calls[-1].row + calls[-1].rows
         if segment is None:
             self._dropped(sum([call.rows for call in calls]))
             return
-        start, stop = block.base + first, block.base + last
-        if stop - start == 1:
+        start, stop = block.base + calls[0].row, block.base + calls[-1].row + calls[-1].rows
+        count = stop - start
+        columns = segment.targets.get(names) or self._targets(segment, names)
+        plain = True
+        for column, array in zip(columns, arrays, strict=True):
+            if column is not None and array.size == count * column.width:
+                column.array[start:stop] = array
+            else:
+                plain = False
+        if count == 1:
             call = calls[0]
-            segment.time_ns[start] = call.arrived_ns + wall_ns
-            segment.latency_ns[start] = now_ns - call.arrived_ns
-            segment.queue_ns[start] = began_ns - call.decoded_ns
-            segment.span[start] = 1
-        elif stop - start == len(calls):
-            self._times(segment, slice(start, stop), calls, began_ns, now_ns, wall_ns)
+            arrived_ns = call.arrived_ns
+            time_at, latency_at, queue_at, run_at, span_at, batch_at, status_at = segment.scalars
+            time_at[start] = arrived_ns + run.wall_ns
+            latency_at[start] = run.now_ns - arrived_ns
+            queue_at[start] = times.queue[0]
+            run_at[start] = run.run_ns
+            span_at[start] = 1
+            batch_at[start] = run.rows
+            if call.noted or not plain or self._others:
+                self._frames(segment, block, calls, names, arrays, start, stop)
+            status_at[start] = call.outcome or 200
+            return
+        segment.run_ns[start:stop] = run.run_ns
+        segment.batch[start:stop] = run.rows
+        if count == len(calls):
+            arrived = np.asarray(times.arrived, np.int64)
+            segment.time_ns[start:stop] = arrived + run.wall_ns
+            segment.latency_ns[start:stop] = run.now_ns - arrived
+            segment.queue_ns[start:stop] = times.queue
             segment.span[start:stop] = 1
         else:
-            for call in calls:
-                row = block.base + call.row
-                rows = slice(row, row + call.rows)
-                self._times(segment, rows, [call], began_ns, now_ns, wall_ns)
-                segment.span[row] = call.rows
-        segment.run_ns[start:stop] = run_ns
-        segment.batch[start:stop] = batch_rows
-        for name, array in zip(names, arrays, strict=True):
-            if name in self._plain_outputs and array.shape[1:] == segment.outputs[name].shape[1:]:
-                segment.outputs[name][start:stop] = array
+            for call, queue_ns in zip(calls, times.queue, strict=True):
+                self._time(segment, block.base + call.row, call, call.rows, run.now_ns, run.wall_ns, queue_ns)
         noted = [call for call in calls if call.noted]
-        if noted or self._others or self._other_outputs:
-            self._frames(segment, block, calls, noted, names, arrays, start, stop)
-        if stop - start == len(calls) and not any([call.gone for call in calls]):
+        if noted or not plain or self._others:
+            self._frames(segment, block, noted, names, arrays, start, stop)
+        if count == len(calls) and not any([call.gone for call in calls]):
             segment.status[start:stop] = 200
         else:
             for call in calls:
                 row = block.base + call.row
                 segment.status[row : row + call.rows] = call.outcome or 200
+
+    def _targets(self, segment: Segment, names: tuple[str, ...]) -> tuple[Target | None, ...]:
+        """The columns of some outputs, None for those that have no column of their values as they come."""
+        found = tuple(
+            Target(segment.outputs[name], int(np.prod(segment.outputs[name].shape[1:], dtype=np.int64)))
+            if name in self._plain_outputs
+            else None
+            for name in names
+        )
+        if len(segment.targets) < MAX_TARGETS:
+            segment.targets[names] = found
+        return found
 
     def ended(self, call: Call, status: int, code: str, now_ns: int, wall_ns: int) -> None:
         """A call that had rows ends without an answer, and without a record so far."""
@@ -221,9 +246,7 @@ class Recorder:
             return
         row = call.slot if block is None else block.base + call.row
         rows = slice(row, row + (1 if block is None else call.rows))
-        segment.time_ns[rows] = call.arrived_ns + wall_ns
-        segment.latency_ns[rows] = now_ns - call.arrived_ns
-        segment.span[row] = max(1, call.rows)
+        self._time(segment, row, call, rows.stop - rows.start, now_ns, wall_ns, 0)
         frame: dict[str, Any] = {"row": row, "n": call.rows, "code": code}
         self._note(frame, [call], row)
         if block is None:
@@ -267,32 +290,23 @@ class Recorder:
     # -- parts of a record
 
     @staticmethod
-    def _times(segment: Segment, rows: slice, calls: Sequence[Call], began_ns: int, now_ns: int, wall_ns: int) -> None:
-        arrived = np.array([call.arrived_ns for call in calls], np.int64)
-        segment.time_ns[rows] = arrived + wall_ns
-        segment.latency_ns[rows] = now_ns - arrived
-        segment.queue_ns[rows] = began_ns - np.array([call.decoded_ns for call in calls], np.int64)
+    def _time(segment: Segment, row: int, call: Call, rows: int, now_ns: int, wall_ns: int, queue_ns: int) -> None:
+        """When a call came and how long it took, for all of its rows; and that it begins at `row`."""
+        segment.time_ns[row : row + rows] = call.arrived_ns + wall_ns
+        segment.latency_ns[row : row + rows] = now_ns - call.arrived_ns
+        segment.queue_ns[row : row + rows] = queue_ns
+        # A call of no rows has a record, too.
+        segment.span[row] = max(1, call.rows)
 
-    def _loose(
-        self,
-        call: Call,
-        names: Sequence[str],
-        arrays: Sequence[Array],
-        run: tuple[int, int, int],
-        now_ns: int,
-        wall_ns: int,
-    ) -> None:
+    def _loose(self, call: Call, names: Sequence[str], arrays: Sequence[Array], queue_ns: int, run: Run) -> None:
         """A call of varying shape, or larger than a block: one row, and everything in its frame."""
         segment, row = call.segment, call.slot
         if segment is None:
             self._dropped(call.rows)
             return
-        rows = slice(row, row + 1)
-        batch_rows, began_ns, run_ns = run
-        self._times(segment, rows, [call], began_ns, now_ns, wall_ns)
-        segment.run_ns[row] = run_ns
-        segment.batch[row] = batch_rows
-        segment.span[row] = max(1, call.rows)
+        self._time(segment, row, call, 1, run.now_ns, run.wall_ns, queue_ns)
+        segment.run_ns[row] = run.run_ns
+        segment.batch[row] = run.rows
         segment.form[row] = Form.FRAME
         frame: dict[str, Any] = {"row": row, "n": call.rows}
         frame["inputs"] = self._all(self.inputs, call.arrays or {}, row, call)
@@ -300,14 +314,13 @@ class Recorder:
         self._note(frame, [call], row)
         if call.key:
             segment.key[row] = hash_key(call.key)
-        self._append(segment, rows, [frame])
+        self._append(segment, slice(row, row + 1), [frame])
         segment.status[row] = call.outcome or 200
 
     def _frames(
         self,
         segment: Segment,
         block: Block,
-        calls: Sequence[Call],
         noted: Sequence[Call],
         names: Sequence[str],
         arrays: Sequence[Array],
@@ -326,7 +339,7 @@ class Recorder:
             if not kept.direct:
                 inputs[kept.name] = values[start - block.base : stop - block.base]
         for name, array in zip(names, arrays, strict=True):
-            if name not in self._plain_outputs or array.shape[1:] != segment.outputs[name].shape[1:]:
+            if name not in self._plain_outputs or array.shape != segment.outputs[name][start:stop].shape:
                 outputs[name] = array
         for group, kepts, found in (("input", self.inputs, inputs), ("output", self.outputs, outputs)):
             for kept in kepts:
@@ -392,6 +405,12 @@ class Recorder:
             segment.side_at[rows] = segment.append_frames(*frames)
         except OSError:
             self._dropped(max(1, rows.stop - rows.start))
+
+
+def segments_of(calls: Iterable[Call]) -> set[Segment]:
+    """The segments in which calls have their records."""
+    found = {call.segment if call.block is None else call.block.segment for call in calls}
+    return {segment for segment in found if segment is not None}
 
 
 def hash_key(key: str) -> int:

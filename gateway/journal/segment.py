@@ -7,7 +7,7 @@ import mmap
 import os
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -29,6 +29,13 @@ def map_columns(buffer: Any, spec: SegmentSpec) -> dict[tuple[str, str], Array]:
         ).reshape(spec.capacity, *column.shape)
         for column in spec.columns
     }
+
+
+class Target(NamedTuple):
+    """The column of an output: `width` elements a row."""
+
+    array: Array
+    width: int
 
 
 class Segment:
@@ -61,6 +68,10 @@ class Segment:
         self.route: Array = meta["route"]
         self.form: Array = meta["form"]
         self.status: Array = meta["status"]
+        self.scalars = (
+            self.time_ns, self.latency_ns, self.queue_ns, self.run_ns, self.span, self.batch, self.status,
+        )  # fmt: skip
+        self.targets: dict[tuple[str, ...], tuple[Target | None, ...]] = {}
         self.window: Block | None = None
         self._fill = 0
         self.settled = 0

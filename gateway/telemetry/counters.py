@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 OUTCOMES = (
     "ok",
@@ -66,6 +67,9 @@ GAUGES = [_LAST_MS, _COST_ROW_NS, _COST_FIXED_NS]
 """Cells of which the largest counts, not the sum, where several processes serve a version."""
 
 
+Times = Sequence[int] | NDArray[np.int64]
+
+
 class Histogram(NamedTuple):
     """Counts per bucket, the last one unbounded, and the sum in nanoseconds."""
 
@@ -98,14 +102,17 @@ class VersionCounters:
 
     def served(
         self,
-        decode_ns: Sequence[int],
-        queue_ns: Sequence[int],
+        decode_ns: Times,
+        queue_ns: Times,
         run_ns: int,
         encode_ns: int,
-        total_ns: Sequence[int],
+        total_ns: Times,
         rows: int,
     ) -> None:
-        """The requests of one batch were answered: their own times, and those they had in common."""
+        """The requests of one batch were answered: their own times, and those they had in common.
+
+        Times of VECTOR and more requests may come as arrays, which need no conversion then.
+        """
         cells = self._cells
         count = len(total_ns)
         cells[0] += count
@@ -125,9 +132,10 @@ class VersionCounters:
                 for value in values:
                     cells[at + bisect_left(_BUCKETS_NS, value)] += 1
             else:
-                found = np.searchsorted(_BOUNDS_NS, np.array(values, np.int64), side="left")
+                values = np.asarray(values, np.int64)
+                found = np.searchsorted(_BOUNDS_NS, values, side="left")
                 self._array[at : at + _WIDTH - 1] += np.bincount(found, minlength=_WIDTH - 1)
-            cells[at + _WIDTH - 1] += sum(values)
+            cells[at + _WIDTH - 1] += int(values.sum()) if isinstance(values, np.ndarray) else sum(values)
 
     def ran(self, rows: int, input_ns: int, infer_ns: int, output_ns: int, now_ms: int) -> None:
         """The session ran once over `rows` rows."""
