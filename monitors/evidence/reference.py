@@ -35,6 +35,8 @@ class Reference:
     `counts`: int64 (F, B). `bins`: int64 (F,), how many bins a feature has. `ordered`: int64 (F,), how many of its
     first bins are in a natural order (0 for categories; the bins for missing, infinite and unseen values come last).
     `delta`: the probability that any feature's truth lies outside its ball. `tolerance`: (F,), in PSI units.
+    `copies`: (F,), as how many copies of one independent row the rows behave, 1 where they are independent; every
+    count, of the baseline too, is divided by it. That is exact for copies and an estimate for other dependence.
 
     Derived: `rows` (F,), `share` (F, B) p̂, `ball` (F,) radius in nats with the tolerance, `negentropy` (F,) Σ p̂ ln p̂,
     `prior` (K, F, B) parameters of the Dirichlets, `prior_constant` (K, F), `tilted` (F, J, B) log shares of the tilts.
@@ -45,6 +47,7 @@ class Reference:
     ordered: Counts
     delta: float
     tolerance: Floats
+    copies: Floats
     rows: Counts
     share: Floats
     ball: Floats
@@ -62,6 +65,7 @@ class Reference:
         ordered: npt.ArrayLike = 0,
         delta: float = 0.01,
         tolerance: npt.ArrayLike = 0.0,
+        copies: npt.ArrayLike = 1.0,
     ) -> Reference:
         """A reference from counts (F, B). Raises ValueError for shapes, negative counts, or counts in padding."""
         table = np.ascontiguousarray(counts, dtype=np.int64)
@@ -71,6 +75,7 @@ class Reference:
         sizes = np.broadcast_to(np.asarray(width if bins is None else bins, dtype=np.int64), (features,))
         in_order = np.minimum(np.broadcast_to(np.asarray(ordered, dtype=np.int64), (features,)), sizes)
         tolerated = np.broadcast_to(np.asarray(tolerance, dtype=np.float64), (features,))
+        repeated = np.broadcast_to(np.asarray(copies, dtype=np.float64), (features,))
         real = np.arange(width) < sizes[:, None]
         if np.any(table < 0) or np.any(table[~real]):
             raise ValueError("expected baseline counts >= 0, and none beyond the bins of a feature")
@@ -78,6 +83,8 @@ class Reference:
             raise ValueError(f"expected between 1 and {width} bins for each feature")
         if not np.all(tolerated >= 0):
             raise ValueError("expected a tolerance >= 0")
+        if not np.all((repeated >= 1) & np.isfinite(repeated)):
+            raise ValueError("expected copies >= 1")
         rows = table.sum(axis=1)
         share = table / np.maximum(rows, 1)[:, None]
         smooth = np.where(real, (table + 0.5) / (rows + sizes / 2)[:, None], 0.0)
@@ -91,9 +98,10 @@ class Reference:
             ordered=np.ascontiguousarray(in_order),
             delta=delta,
             tolerance=np.ascontiguousarray(tolerated),
+            copies=np.ascontiguousarray(repeated),
             rows=rows,
             share=share,
-            ball=widened(radius(rows, sizes, delta / features), psi_to_kl(tolerated)),
+            ball=widened(radius(rows / repeated, sizes, delta / features), psi_to_kl(tolerated)),
             negentropy=xlogy(share, share).sum(axis=1),
             prior=prior,
             prior_log_gamma=gammaln(prior),
