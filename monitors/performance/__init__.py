@@ -1,0 +1,1 @@
+"""Performance of served models, with labels (as they come, late, superseded) and estimated without them."""
