@@ -89,7 +89,7 @@ class Batcher:
         first = self._pop(lane)
         calls = [first]
         limit = first.row + max_rows
-        while lane and lane[0].block is first.block and lane[0].row + lane[0].rows <= limit:
+        while lane and (lane[0].gone or (lane[0].block is first.block and lane[0].row + lane[0].rows <= limit)):
             calls.append(self._pop(lane))
         return calls
 
