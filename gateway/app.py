@@ -13,9 +13,9 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from gateway.errors import ClientError, HeadgateError, InvalidRequest, MethodNotAllowed, NotFound, ServerError
-from gateway.http import description, feedback, inference, repository
+from gateway.http import description, inference, repository
 from gateway.http.messages import error_response
-from gateway.http.middleware import Access, RequestId
+from gateway.http.middleware import Access, Defects, RequestId
 from gateway.state import Gateway
 
 log = logging.getLogger("headgate.http")
@@ -28,13 +28,6 @@ _ALIAS = "/v2/repository/models/{model}/aliases/{alias}"
 _ANY = ["GET", "POST", "PUT", "DELETE"]
 
 ROUTES = (
-    # Routes are tried in this order, and inference seldom comes here: the fast door takes it.
-    Route("/v1/feedback", feedback.put, methods=["POST"]),
-    Route("/v1/feedback:batch", feedback.put_many, methods=["POST"]),
-    Route("/v1/feedback/{feedback_id}", feedback.delete, methods=["DELETE"]),
-    Route("/v1/feedback-links", feedback.make_link, methods=["POST"]),
-    Route("/f/{token}", feedback.ask),
-    Route("/f/{token}", feedback.vote, methods=["POST"]),
     Route(f"{_MODEL}/infer", inference.infer, methods=["POST"]),
     Route(f"{_VERSION}/infer", inference.infer, methods=["POST"]),
     Route("/v2/health/live", description.live),
@@ -77,12 +70,12 @@ def build(gateway: Gateway, *, admin: bool = False) -> Starlette:
         middleware=[
             Middleware(RequestId),
             Middleware(Access, counters=gateway.counters, log_requests=gateway.settings.access_log),
+            Middleware(Defects),
         ],
         exception_handlers={
             HeadgateError: _known,
             HTTPException: _routing,
             ClientDisconnect: _cut,
-            Exception: _unknown,
         },
     )
     app.router.redirect_slashes = False
@@ -119,8 +112,3 @@ def _allowed(request: Request) -> str:
         if route.path_regex.match(request.scope["path"]):
             methods |= route.methods or set()
     return ", ".join(sorted(methods))
-
-
-async def _unknown(request: Request, error: Exception) -> Response:
-    """A defect of ours: the client gets an id, Starlette raises the error again for the log."""
-    return error_response(request, ServerError("internal error; the log has the details under this request id"))

@@ -18,7 +18,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from gateway.errors import HeadgateError, InvalidRequest, PayloadTooLarge, RequestTimeout, ServerError
 from gateway.http import replies, strict
-from gateway.http.head import MAX_HEAD_BYTES, Head, find_route, remember, split
+from gateway.http.head import MAX_HEAD_BYTES, Head, find_route, offered_id, remember, split
 from gateway.http.intake import Intake
 from gateway.inference.call import Call
 
@@ -230,16 +230,13 @@ class FastProtocol(HttpToolsProtocol):
         keep_alive = self.parser.should_keep_alive() and version == "1.1"
         head = self.head = Head(*route, self.gateway.counters.cell("http", route[1], "200"), close=not keep_alive)
         self.chunks = []
-        try:
-            head.read(self.headers, self.key_header, self.inference.limits.max_body_bytes)
-        except HeadgateError as error:
-            request_id = head.request_id or secrets.token_hex(8)
-            self._refuse(replies.Refusal(b"", close=head.close), error, request_id, head.route)
-            return
-        if seen is not None:
+        trouble = head.read(self.headers, self.key_header, self.inference.limits.max_body_bytes)
+        if seen is not None and trouble is None:
             remember(self.heads, seen, head)
-        self.call = self._admit(head, head.request_id)
-        if head.expects and self.call is not None and len(self.order) == 1:
+        call = self.call = self._admit(head, head.request_id)
+        if call is not None and trouble is not None:
+            self.inference.refuse(call, trouble)
+        elif call is not None and head.expects and len(self.order) == 1:
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def on_body(self, body: bytes) -> None:
@@ -398,9 +395,12 @@ class FastProtocol(HttpToolsProtocol):
                 self.transport.close()
                 return
             # Its application waits for the rest of the body, which will not come.
+            cycle.scope["state"]["answered"] = True
             cycle.disconnected = True
             cycle.message_event.set()
-        self._refuse(replies.Refusal(b"", close=True), error, secrets.token_hex(8), "_malformed_")
+        # A head that is not whole, or is wrong, may be read in more than one way: nothing in it is repeated.
+        request_id = (offered_id(self.headers) if self.stage == BODY else "") or secrets.token_hex(8)
+        self._refuse(replies.Refusal(b"", close=True), error, request_id, "_malformed_")
 
     def _send(self) -> None:
         """Write every reply that is due."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
-from gateway.errors import InvalidRequest, PayloadTooLarge
-from gateway.http.middleware import REQUEST_ID
+from gateway.errors import HeadgateError, InvalidRequest, PayloadTooLarge
 from gateway.oip import compression
 
+REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 _INFER = re.compile(rb"/v2/models/([A-Za-z0-9._-]{1,64})(?:/versions/([A-Za-z0-9_-]{1,32}))?/infer")
 
 MAX_HEADS = 4096
@@ -54,21 +55,22 @@ class Head:
         self.request_id = ""
         self.key = ""
 
-    def read(self, headers: list[tuple[bytes, bytes]], key_header: bytes, max_body_bytes: int) -> None:
-        """Take what matters from the headers; names are in lower case. Raises InvalidRequest or PayloadTooLarge.
+    def read(self, headers: list[tuple[bytes, bytes]], key_header: bytes, max_body_bytes: int) -> HeadgateError | None:
+        """Take what matters from the headers; names are in lower case. Returns what is wrong with them, if anything.
 
         A list that is spread over several headers is one; of other headers that stand twice the last one counts.
         """
         accepted = b""
+        trouble: HeadgateError | None = None
         for name, value in headers:
             if name == b"content-length":
-                if len(value) > 20 or int(value) > max_body_bytes:
-                    self.close = True
-                    raise too_large(max_body_bytes)
-                self.length = int(value)
+                # The parser has refused what is no number or beyond 64 bits, but it takes any count of leading zeros.
+                self.length = int(value.lstrip(b"0") or b"0")
+                if self.length > max_body_bytes:
+                    trouble = trouble or too_large(max_body_bytes)
             elif name == b"inference-header-content-length":
                 if self.header is not None:
-                    raise twice("Inference-Header-Content-Length")
+                    trouble = twice("Inference-Header-Content-Length")
                 self.header = value.decode("latin-1")
             elif name == b"content-encoding":
                 text = value.decode("latin-1")
@@ -87,6 +89,18 @@ class Head:
                 self.key = value.decode("latin-1")[:MAX_KEY]
         if accepted:
             self.coding = compression.choose(accepted.decode("latin-1"))
+        return trouble
+
+
+def offered_id(headers: Iterable[tuple[bytes, bytes]]) -> str:
+    """The request id that a client gave, empty where it gave none or one that is no plain short word."""
+    offered = b""
+    for name, value in headers:
+        if name == b"x-request-id":
+            offered = value
+    # Not every server takes off the white space around a value.
+    text = offered.strip(b" \t").decode("latin-1")
+    return text if REQUEST_ID.fullmatch(text) else ""
 
 
 _VARYING = re.compile(rb"\r\n(x-request-id|traceparent|tracestate): ?([!-~]{1,256})(?=\r\n|\Z)", re.IGNORECASE)

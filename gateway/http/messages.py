@@ -59,8 +59,8 @@ def reply_headers(
 
 async def read_raw(request: Request, max_bytes: int) -> bytes:
     """The whole body as it came. Raises PayloadTooLarge before reading where the length is announced."""
-    announced = request.headers.get("content-length", "")
-    if announced.isdecimal() and len(announced) <= 20 and int(announced) > max_bytes:
+    announced = request.headers.get("content-length", "").lstrip("0")
+    if announced.isdecimal() and (len(announced) > 20 or int(announced) > max_bytes):
         raise too_large(max_bytes)
     chunks: list[bytes] = []
     size = 0
