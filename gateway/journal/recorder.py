@@ -78,6 +78,7 @@ class Recorder:
             columns=schema.meta_columns()
             + _columns("input", self.inputs, contract.inputs)
             + _columns("output", self.outputs, contract.outputs),
+            side=_others("input", self.inputs, contract) + _others("output", self.outputs, contract),
             kept={kept.name: kept.words() for kept in (*self.inputs, *self.outputs)},
             redaction_version=rule.redaction_version,
         )
@@ -427,4 +428,20 @@ def _columns(group: str, kepts: Sequence[Kept], specs: Sequence[TensorSpec]) -> 
         Column(group, spec.name, DATATYPES[spec.datatype].dtype.str, tuple(spec.shape[1:]), 0)
         for kept, spec in zip(kepts, specs, strict=True)
         if kept.column and spec.shape is not None
+    )
+
+
+def _others(group: str, kepts: Sequence[Kept], contract: Contract) -> tuple[Column, ...]:
+    """What has no column, as a segment tells it."""
+    specs = contract.inputs if group == "input" else contract.outputs
+    return tuple(
+        Column(
+            group,
+            spec.name,
+            DATATYPES[spec.datatype].dtype.str,
+            tuple(spec.shape[1:]) if contract.batched and spec.shape and _has_fixed_rows(spec) else schema.VARYING,
+            0,
+        )
+        for kept, spec in zip(kepts, specs, strict=True)
+        if not kept.column
     )

@@ -57,6 +57,10 @@ where the client had left, 0 for a row that is not written.
 """
 
 
+VARYING = (-1,)
+"""The shape of a row of a tensor whose rows have no fixed one."""
+
+
 class Form(IntEnum):
     """Where the values of a row are."""
 
@@ -98,8 +102,9 @@ class SegmentSpec(msgspec.Struct, frozen=True):
     """What a segment says of itself.
 
     `prefix` begins the ids of its predictions. `digest`: sha256 of the model file. `kept`: what is kept of each input
-    and by which rule. `side`: names of the inputs and outputs whose values stand in frames. `boot_id`: of the machine
-    while it was written; under another one, what was not flushed may be torn.
+    and by which rule. `side`: the inputs and outputs without a column, whose values stand in frames; their `dtype` is
+    ``|O`` for strings, their `shape` that of one row, or VARYING. `boot_id`: of the machine while it was written; under
+    another one, what was not flushed may be torn.
     """
 
     prefix: str
@@ -110,7 +115,7 @@ class SegmentSpec(msgspec.Struct, frozen=True):
     boot_id: str
     capacity: int
     columns: tuple[Column, ...]
-    side: tuple[str, ...] = ()
+    side: tuple[Column, ...] = ()
     kept: dict[str, str] = {}
     redaction_version: str = ""
 
