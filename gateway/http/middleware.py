@@ -18,6 +18,9 @@ from gateway.telemetry.store import CounterStore
 log = logging.getLogger("headgate.access")
 errors = logging.getLogger("headgate.http")
 
+PRIVATE = frozenset({"/f/{token}"})
+"""Routes whose path is a permission: whoever reads the log must not get it."""
+
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"})
 
 
@@ -85,7 +88,7 @@ class Access:
             facts = {
                 "request_id": scope["state"]["request_id"],
                 "method": scope["method"] if scope["method"] in _METHODS else "other",
-                "path": scope["path"],
+                "path": route if route in PRIVATE else scope["path"],
                 "status": status,
                 "ms": round(seconds * 1000, 3),
                 "client": (scope.get("client") or ("",))[0],
