@@ -58,7 +58,9 @@ def assert_error(reply: tuple[int, dict[str, str], bytes], status: int, code: st
 
 def address_of(path: str) -> str:
     """A route's pattern with everything filled in."""
-    for name, value in (("model", "echo"), ("version", "1"), ("alias", "champion"), ("rest:path", "region/r/register")):
+    values = {"model": "echo", "version": "1", "alias": "champion", "rest:path": "region/r/register"}
+    values |= {"feedback_id": "0190a5e2-0000-7000-8000-000000000000", "token": "key.link.mac"}
+    for name, value in values.items():
         path = path.replace(f"{{{name}}}", value)
     assert "{" not in path
     return path
