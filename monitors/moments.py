@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from monitors.baseline.layout import Category
+from monitors.baseline.layout import Category, Numeric
 from monitors.types import Counts, Floats
 
 if TYPE_CHECKING:
@@ -27,13 +27,17 @@ def moments(state: State) -> tuple[Counts, Floats, Floats]:
         size = int(n[row])
         if isinstance(feature, Category) or not size:
             continue
-        total, squares = int(state.total[row]), int(state.squares[row])
-        half = 0.0 if feature.whole and feature.unit <= 0 else 0.5
-        mean[row] = np.ldexp(total / size + half, feature.unit)
+        total, squares = int(state.sums[row].sum()), int(state.squares[row])
+        mean[row] = np.ldexp(feature.centre + total / size + half(feature), feature.unit)
         if size > 1:
             spread = size * squares - total * total
             variance[row] = np.ldexp(spread / (size * (size - 1)), 2 * feature.unit)
     return n, mean, variance
+
+
+def half(feature: Numeric) -> float:
+    """What rounding down took from a value, on average and in units: nothing from whole numbers."""
+    return 0.0 if feature.whole and feature.unit <= 0 else 0.5
 
 
 def resolution(state: State) -> Floats:

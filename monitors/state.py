@@ -9,8 +9,8 @@ import msgspec
 import numpy as np
 
 from monitors import fixed
-from monitors.baseline.layout import FIRST, MISSING, UNSEEN, Category, Layout, Numeric
-from monitors.count import GROUP, GridTable, Tally, as_floats, count_categories, count_numbers, known_values
+from monitors.baseline.layout import FIRST, MISSING, UNSEEN, Category, Layout
+from monitors.count import Tally, as_floats, count_numbers
 from monitors.types import Array, Columns, Counts, Floats
 
 
@@ -21,7 +21,7 @@ class _Document(msgspec.Struct, frozen=True):
     rows: int
     counts: bytes
     margins: bytes
-    total: bytes
+    sums: bytes
     squares: bytes
 
 
@@ -31,8 +31,8 @@ class State:
     `rows`: how many. `counts` int64 [F, B]: see `monitors.baseline.layout`; every row of it sums to `rows`. `below`,
     `above` int64 [F]: finite numbers out of the baseline's range. `held` int64 [F]: numbers too far out for the
     moments, which take them at the limit. `absent` int64 [F]: rows whose batch did not have the column at all (counted
-    as missing too). `total`, `squares`: sums of floor(x / w) and of its square over the finite numbers in bins,
-    w = 2**unit, as Python integers.
+    as missing too). `sums` int64 [F, B - 5]: the sum of k over the numbers in each own bin, where k is x in units of
+    the feature from its centre, rounded down; `squares` [F]: the sum of k**2 over them, as Python integers.
     """
 
     def __init__(self, layout: Layout) -> None:
@@ -41,7 +41,8 @@ class State:
         self.rows = 0
         self.counts: Counts = np.zeros((features, bins), dtype=np.int64)
         self.below, self.above, self.held, self.absent = np.zeros((4, features), dtype=np.int64)
-        self.total, self.squares = fixed.zeros(features), fixed.zeros(features)
+        self.sums: Counts = np.zeros((features, bins - FIRST), dtype=np.int64)
+        self.squares = fixed.zeros(features)
 
     def __repr__(self) -> str:
         return f"<State of {self.counts.shape[0]} features, {self.rows} rows>"
@@ -52,39 +53,35 @@ class State:
         if not rows:
             return
         self.rows += rows
-        fast: dict[Any, list[tuple[int, Array]]] = {}
         available = {**columns.features, **flattened(columns.outputs)}
+        numbers: dict[int, Array] = {}
         for row, feature in enumerate(self.layout.features):
             values = available.get(feature.name)
             if values is None:
                 self.absent[row] += rows
                 self.counts[row, MISSING] += rows
             elif isinstance(feature, Category):
-                known = known_values(feature)
-                self.counts[row] += count_categories(feature, values, self.counts.shape[1], known)
+                self.counts[row] += self.layout.vocabularies[row].count(values, self.counts.shape[1])
             else:
-                numbers, strange = as_floats(values)
+                numbers[row], strange = as_floats(values)
                 self.counts[row, MISSING] -= strange
                 self.counts[row, UNSEEN] += strange
                 if feature.grid is None:
-                    self._add([row], count_numbers(feature, numbers, self.counts.shape[1]))
-                else:
-                    fast.setdefault(numbers.dtype, []).append((row, numbers))
-        for group in fast.values():
-            for start in range(0, len(group), GROUP):
-                self._count_on_grids(group[start : start + GROUP])
+                    self._add([row], count_numbers(feature, numbers[row], self.counts.shape[1]))
+        for group in self.layout.gridded:
+            types = {numbers[row].dtype for row in group if row in numbers}
+            for dtype in types:
+                rows_of_type = tuple(row for row in group if row in numbers and numbers[row].dtype == dtype)
+                table = self.layout.tables[group] if rows_of_type == group else self.layout.table(rows_of_type)
+                self._add(rows_of_type, table.count([numbers[row] for row in rows_of_type]))
 
-    def _count_on_grids(self, group: Sequence[tuple[int, Array]]) -> None:
-        places = [row for row, _ in group]
-        features = [feature for row in places if isinstance(feature := self.layout.features[row], Numeric)]
-        self._add(places, GridTable(features, self.counts.shape[1]).count([numbers for _, numbers in group]))
-
-    def _add(self, places: Sequence[int], tally: Tally) -> None:
+    def _add(self, rows: Sequence[int], tally: Tally) -> None:
+        places = list(rows)
         self.counts[places] += tally.counts
         self.below[places] += tally.below
         self.above[places] += tally.above
         self.held[places] += tally.held
-        self.total[places] += tally.total
+        self.sums[places] += tally.sums
         self.squares[places] += tally.squares
 
     def merge(self, other: State) -> None:
@@ -97,7 +94,7 @@ class State:
         self.above += other.above
         self.held += other.held
         self.absent += other.absent
-        self.total = self.total + other.total
+        self.sums += other.sums
         self.squares = self.squares + other.squares
 
     def subtract(self, other: State) -> None:
@@ -108,7 +105,7 @@ class State:
         self.above -= other.above
         self.held -= other.held
         self.absent -= other.absent
-        self.total = self.total - other.total
+        self.sums -= other.sums
         self.squares = self.squares - other.squares
 
     def copy(self) -> State:
@@ -125,8 +122,8 @@ class State:
     @property
     def state_bytes(self) -> int:
         """Bytes of memory of the state, which do not grow with rows (Python integers taken at 40 bytes)."""
-        arrays = (self.counts, self.below, self.above, self.held, self.absent)
-        return sum(array.nbytes for array in arrays) + 2 * (8 + 40) * len(self.total)
+        arrays = (self.counts, self.below, self.above, self.held, self.absent, self.sums)
+        return sum(array.nbytes for array in arrays) + (8 + 40) * len(self.squares)
 
     def moments(self) -> tuple[Counts, Floats, Floats]:
         """(n, mean, variance), each (F,): of finite numbers, NaN where n is too small; see `monitors.moments`."""
@@ -159,7 +156,7 @@ class State:
                 self.rows,
                 self.counts.astype("<i8", copy=False).tobytes(),
                 margins.astype("<i8", copy=False).tobytes(),
-                fixed.pack(self.total),
+                self.sums.astype("<i8", copy=False).tobytes(),
                 fixed.pack(self.squares),
             )
         )
@@ -175,8 +172,9 @@ class State:
         features, bins = self.layout.shape
         counts = np.frombuffer(document.counts, "<i8").astype(np.int64).reshape(features, bins)
         margins = np.frombuffer(document.margins, "<i8").astype(np.int64).reshape(4, features)
-        total, squares = fixed.unpack(document.total, features), fixed.unpack(document.squares, features)
-        self.rows, self.counts, self.total, self.squares = document.rows, counts, total, squares
+        sums = np.frombuffer(document.sums, "<i8").astype(np.int64).reshape(features, bins - FIRST)
+        squares = fixed.unpack(document.squares, features)
+        self.rows, self.counts, self.sums, self.squares = document.rows, counts, sums, squares
         self.below, self.above, self.held, self.absent = margins.copy()
 
 

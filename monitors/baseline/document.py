@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from monitors.baseline.layout import Layout
+from monitors.baseline.layout import FIRST, SPECIAL, Layout
 from monitors.state import State
 from monitors.types import Columns, Counts
 
@@ -117,10 +117,10 @@ class Baseline:
     def describe(self) -> dict[str, Any]:
         """The baseline for people: rows, method, and each feature's bins with their counts."""
         features = []
-        for feature, counts, valid in zip(self.layout.features, self.state.counts, self.layout.valid, strict=True):
-            special = len(counts) - (self.layout.shape[1] - 5)
-            del special, valid
-            features.append({"name": feature.name, "bins": feature.labels(), "counts": counts.tolist()})
+        for feature, counts in zip(self.layout.features, self.state.counts, strict=True):
+            special = dict(zip(SPECIAL, counts[:FIRST].tolist(), strict=True))
+            own = list(zip(feature.labels(), counts[FIRST : FIRST + feature.bins].tolist(), strict=True))
+            features.append({"name": feature.name, "special": special, "bins": own})
         return {"facts": msgspec.to_builtins(self.facts), "features": features}
 
 

@@ -20,7 +20,7 @@ CELLS = 512
 VALUES = 200  # categories with a bin of their own
 _ATOM = 1 / (len(QUANTILES) + 1)  # a single value with more than its share of the mass
 _HEAVY = 0.2  # no bin of a grid may hold more of the baseline, atoms excepted: twice what a decile holds
-_FINE = 20  # bits of resolution of moments without a grid
+_FINE = 16  # bits of resolution of moments without a grid
 
 
 def numeric(
@@ -31,7 +31,7 @@ def numeric(
     `minimum`, `maximum`, `whole`: over all of the baseline. `cells` = 0 asks for the exact quantiles and no grid.
     """
     if not len(values):
-        return Numeric(name, role, (), (False,), None, None, 0, whole=False)
+        return Numeric(name, role, (), (False,), None, None, 0, 0, whole=False)
     distinct, times = np.unique(values, return_counts=True)
     distinct = distinct + 0.0  # -0.0 becomes 0.0
     reached = np.cumsum(times) / len(values)
@@ -40,14 +40,15 @@ def numeric(
     atoms = distinct[(times > _ATOM * len(values)) | few]
     if whole and _span(wanted, atoms) < cells - 1 and float(np.abs(wanted).max()) < 2**21:
         edges = np.unique(np.concatenate([wanted, atoms, atoms + 1]))
-        low = int(edges[0])
-        grid = Grid(exponent=0, low=low, cells=int(edges[-1]) - low + 1, integral=True)
+        low = max(int(edges[0]), int(minimum))
+        grid = Grid(exponent=0, low=low, cells=min(int(edges[-1]), int(maximum)) + 1 - low, integral=True)
         return _numeric(name, role, edges, atoms, minimum, maximum, 0, whole, grid)
-    if cells and not len(atoms) and (grid_and_edges := _snapped(values, wanted, cells)):
+    if cells and not len(atoms) and (grid_and_edges := _snapped(values, wanted, minimum, maximum, cells)):
         grid, edges = grid_and_edges
         return _numeric(name, role, edges, atoms, minimum, maximum, grid.exponent, whole, grid)
     edges = np.unique(np.concatenate([wanted, atoms, np.nextafter(atoms, math.inf)]))
-    return _numeric(name, role, edges[np.isfinite(edges)], atoms, minimum, maximum, _unit(wanted, whole), whole, None)
+    edges = edges[np.isfinite(edges)]
+    return _numeric(name, role, edges, atoms, minimum, maximum, _unit(wanted, whole), whole, None)
 
 
 def _numeric(
@@ -62,11 +63,16 @@ def _numeric(
     grid: Grid | None,
 ) -> Numeric:
     points = (False, *np.isin(edges, atoms).tolist())
-    return Numeric(name, role, tuple(edges.tolist()), points, minimum + 0.0, maximum + 0.0, unit, whole, grid)
+    middle = float(edges[len(edges) // 2])
+    centre = grid.low if grid is not None else math.floor(math.ldexp(math.floor(middle) if unit > 0 else middle, -unit))
+    return Numeric(name, role, tuple(edges.tolist()), points, minimum + 0.0, maximum + 0.0, unit, centre, whole, grid)
 
 
-def _snapped(values: Floats, wanted: Floats, cells: int) -> tuple[Grid, Floats] | None:
-    """The finest grid of at most `cells` cells from the first to the last edge; None where it does not fit the data."""
+def _snapped(values: Floats, wanted: Floats, minimum: float, maximum: float, cells: int) -> tuple[Grid, Floats] | None:
+    """The finest grid of at most `cells` cells from the first to the last edge, but not beyond the baseline's range.
+
+    None where it does not fit the data. The bins may reach beyond the grid: values there are counted one by one.
+    """
     span = _span(wanted)
     if not (0 < span < math.inf):
         return None
@@ -78,7 +84,9 @@ def _snapped(values: Floats, wanted: Floats, cells: int) -> tuple[Grid, Floats] 
     share = np.bincount(np.searchsorted(edges, values, side="right")) / len(values)
     if share.max() > _HEAVY:
         return None
-    return Grid(exponent, int(places[0]), int(places[-1] - places[0]) + 1, integral=False), edges
+    low = max(int(places[0]), math.ceil(math.ldexp(minimum, -exponent)))
+    high = min(int(places[-1]) + 1, math.floor(math.ldexp(maximum, -exponent)))
+    return (Grid(exponent, low, high - low, integral=False), edges) if high > low else None
 
 
 def _span(*arrays: Floats) -> float:
@@ -88,14 +96,13 @@ def _span(*arrays: Floats) -> float:
 
 
 def _unit(wanted: Floats, whole: bool) -> int:
-    """The exponent of the unit of moments where there is no grid: 20 bits below the span, 38 below the largest edge."""
+    """The exponent of the unit of moments where there is no grid: 16 bits below the span, 60 below the largest edge."""
     largest = float(np.abs(wanted).max())
     span = min(_span(wanted), 1.6e308) or largest
     fine = math.frexp(span)[1] - _FINE
-    coarse = math.frexp(largest)[1] - 38
-    if whole and coarse <= 0:
+    if whole and fine <= 0:
         return 0
-    return max(min(max(fine, coarse), 1000), -1000)
+    return max(min(max(fine, math.frexp(largest)[1] - 60), 1000), -1000)
 
 
 def category(name: str, role: Role, sample: Counter[str], hashes: set[bytes], open_ended: bool) -> Category:

@@ -8,17 +8,23 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Mapping
 from functools import cached_property
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 import numpy as np
 
 from monitors.types import Array, Counts, Floats
 
+if TYPE_CHECKING:
+    from monitors.count import Vocabulary
+    from monitors.grid import GridTable
+
 SPECIAL = ("missing", "-inf", "+inf", "unseen", "other")
 MISSING, MINUS_INF, PLUS_INF, UNSEEN, OTHER = range(5)
 FIRST = len(SPECIAL)
+GROUP = 256  # features counted by one table
 
 Role = Literal["feature", "output"]
 
@@ -26,7 +32,8 @@ Role = Literal["feature", "output"]
 class Grid(msgspec.Struct, frozen=True):
     """Cells of width 2**`exponent`: cell c holds [(low + c) * width, (low + c + 1) * width), c in 0..cells-1.
 
-    Edges of a numeric feature with a grid lie on cell boundaries, so counting cells counts bins exactly. `integral`:
+    Edges of a numeric feature with a grid lie on cell boundaries, so counting cells counts bins exactly; the grid lies
+    within the baseline's range. `integral`:
     the width is 1 and the baseline held whole numbers only; any other number is then looked at one by one.
     """
 
@@ -41,7 +48,7 @@ class Numeric(msgspec.Struct, frozen=True, tag="numeric"):
 
     `points[i]`: bin i is for one value, its left edge (an atom, such as 0 in "minutes late"); other values before the
     next edge are counted as unseen. `minimum` and `maximum` are the baseline's, over finite values, None where there
-    was none. Moments are of floor(x / 2**unit); `whole`: the baseline held whole numbers only.
+    was none. Moments are of floor(x / 2**unit) - centre; `whole`: the baseline held whole numbers only.
     """
 
     name: str
@@ -51,6 +58,7 @@ class Numeric(msgspec.Struct, frozen=True, tag="numeric"):
     minimum: float | None
     maximum: float | None
     unit: int
+    centre: int
     whole: bool
     grid: Grid | None = None
 
@@ -133,6 +141,31 @@ class Layout(msgspec.Struct, frozen=True, dict=True):
             if isinstance(feature, Numeric):
                 table[row, : len(feature.edges)] = feature.edges
         return table
+
+    @cached_property
+    def gridded(self) -> tuple[tuple[int, ...], ...]:
+        """The rows of the features with a grid, in groups that are counted together."""
+        rows = [row for row, f in enumerate(self.features) if isinstance(f, Numeric) and f.grid is not None]
+        return tuple(tuple(rows[start : start + GROUP]) for start in range(0, len(rows), GROUP))
+
+    @cached_property
+    def tables(self) -> Mapping[tuple[int, ...], GridTable]:
+        """What counts each of the groups of `gridded`."""
+        return {rows: self.table(rows) for rows in self.gridded}
+
+    def table(self, rows: tuple[int, ...]) -> GridTable:
+        """What counts the features in `rows`, which have grids."""
+        from monitors.grid import GridTable
+
+        chosen = [feature for row in rows if isinstance(feature := self.features[row], Numeric)]
+        return GridTable(chosen, self.shape[1])
+
+    @cached_property
+    def vocabularies(self) -> Mapping[int, Vocabulary]:
+        """What counts each category, by row."""
+        from monitors.count import Vocabulary
+
+        return {row: Vocabulary(f) for row, f in enumerate(self.features) if isinstance(f, Category)}
 
     @cached_property
     def digest(self) -> bytes:
