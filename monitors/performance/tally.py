@@ -18,7 +18,8 @@ import numpy as np
 from monitors.performance import exact
 from monitors.types import Array, Columns, Counts
 
-LARGEST = 1e70  # of a value or a weight: the fourth power of an error is still a double
+LARGEST = 1e70  # of a value: the fourth power of an error, times a weight, is still a double
+HEAVIEST = 1e20  # of a weight
 
 
 class _Saved(msgspec.Struct, array_like=True):
@@ -145,11 +146,11 @@ def floats(values: Array | None, rows: int) -> Array:
 
 
 def weights(columns: Columns, name: str | None, rows: Array) -> Array | None:
-    """The weights of `rows`, by the name of a feature; NaN where one is no finite number of at least 0."""
+    """The weights of `rows`, by the name of a feature; NaN where one is no number from 0 to HEAVIEST."""
     if name is None:
         return None
     found = floats(columns.features.get(name), len(columns))[rows]
-    return np.where((found >= 0) & (found <= LARGEST), found, np.nan)
+    return np.where((found >= 0) & (found <= HEAVIEST), found, np.nan)
 
 
 def class_index(values: Array | None, classes: tuple[Any, ...], rows: int) -> Array:
