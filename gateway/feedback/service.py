@@ -79,22 +79,20 @@ class Feedback:
         self._now_ns = now_ns
 
     async def put(self, body: bytes, key: str = "") -> Outcome:
-        """Keep one event; the body is a Post in JSON. Raises QueueFull."""
+        """Keep one event; the body is a Post in JSON."""
         return (await self._submit([lambda now_ns: self._accept(body, key, now_ns)]))[0]
 
     async def put_many(self, lines: Sequence[tuple[int, bytes]], key: str = "") -> list[Outcome]:
         """Keep many events, each by itself; that of line number n has the key ``key/n``.
 
-        Once too many wait, what is left gets QueueFull: what was taken before stays taken.
+        Where too many wait, lines get QueueFull: what was taken before stays taken.
         """
         outcomes: list[Outcome] = []
         for start in range(0, len(lines), GROUP):
             some = lines[start : start + GROUP]
-            makers = [self._maker(line, f"{key}/{number}" if key else "") for number, line in some]
-            try:
-                outcomes += await self._submit(makers)
-            except QueueFull as error:
-                return outcomes + [error] * (len(lines) - len(outcomes))
+            outcomes += await self._submit(
+                [self._maker(line, f"{key}/{number}" if key else "") for number, line in some]
+            )
         return outcomes
 
     async def delete(self, feedback_id: str) -> Outcome:
@@ -118,7 +116,10 @@ class Feedback:
         self._committer.close()
 
     async def _submit(self, makers: Sequence[Callable[[int], Event]]) -> list[Outcome]:
-        outcomes = await self._committer.submit(makers)
+        try:
+            outcomes = await self._committer.submit(makers)
+        except QueueFull as error:
+            outcomes = [error] * len(makers)
         for outcome in outcomes:
             if isinstance(outcome, Answer):
                 event = outcome.event

@@ -11,13 +11,13 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from gateway.errors import HeadgateError, InvalidRequest, NotReady, PayloadTooLarge
+from gateway.errors import HeadgateError, InvalidRequest, NotReady, PayloadTooLarge, ServerError
 from gateway.feedback import page
 from gateway.feedback.commit import Answer
 from gateway.feedback.links import BadLink, ExpiredLink, Link
 from gateway.feedback.rules import FeedbackRule
 from gateway.feedback.service import LinkWish
-from gateway.http.messages import JSON, json_response, read_body, read_document, read_raw, single_header
+from gateway.http.messages import JSON, json_response, read_body, read_document, read_raw, request_id, single_header
 from gateway.state import gateway_of
 
 log = logging.getLogger("headgate.feedback")
@@ -53,6 +53,9 @@ async def put_many(request: Request) -> Response:
         raise InvalidRequest("the body has no line; it must have one JSON object on each", field="body")
     outcomes = await gateway.feedback.put_many(numbered, key)
     errors = [outcome for outcome in outcomes if isinstance(outcome, HeadgateError)]
+    for defect in (error for error in errors if isinstance(error, ServerError)):
+        facts = {"event": "internal-error", "request_id": request_id(request)}
+        log.error("internal error", exc_info=defect.__cause__, extra=facts)
     document: dict[str, Any] = {"taken": len(outcomes) - len(errors), "refused": len(errors)}
     document["results"] = [_line(number, outcome) for (number, _), outcome in zip(numbered, outcomes, strict=True)]
     if len(errors) < len(outcomes):
