@@ -1,0 +1,388 @@
+"""Folder: takes feedback from the logs into the ledger, finds the predictions it is about, and resolves the labels.
+
+Each step is one transaction: the events, what follows from them, and the position in the log up to which they were
+read. Whatever moment the process is killed in, a step has happened or it has not.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+from sqlalchemy import Connection, bindparam, select
+
+from gateway.feedback.event import FOLDER, Event
+from gateway.feedback.log import files
+from gateway.feedback.rules import FeedbackRule
+from gateway.journal.reader import Locator
+from gateway.ledger import addresses
+from gateway.ledger.book import RuleBook, restating
+from gateway.ledger.dialect import upsert
+from gateway.ledger.join import Joined, address_of, join
+from gateway.ledger.labels import Change, Subject, slices, subject_of, withdrawn
+from gateway.ledger.logs import LogReader, Taken
+from gateway.ledger.resolve import State
+from gateway.ledger.tables import claims, events, logs, reviews, rules
+
+log = logging.getLogger("headgate.ledger")
+
+SECOND_NS = 1_000_000_000
+FIRST_RETRY_S = 1
+LAST_RETRY_S = 3600
+"""How soon a prediction that was not found is looked for again; each time it takes twice as long, up to this."""
+
+_JOIN = (
+    events.update()
+    .where(events.c.feedback_id == bindparam("id"))
+    .values(
+        {name: bindparam(f"to_{name}") for name in ("prediction_id", "part", "model", "version", "predicted_ns")}
+        | {"reason": "", "retry_ns": None}
+    )
+)
+_WAIT = (
+    events.update()
+    .where(events.c.feedback_id == bindparam("id"))
+    .values(
+        {name: bindparam(f"to_{name}") for name in ("state", "reason", "tries", "retry_ns")},
+    )
+)
+
+
+class Declarations(Protocol):
+    """The feedback names of all models; see feedback.declarations."""
+
+    def of(self, model: str) -> Mapping[str, FeedbackRule]:
+        """Those of one model. Raises NotReady."""
+        ...
+
+    def declaring(self, name: str) -> dict[str, FeedbackRule]:
+        """The models that declare a name, with their declarations."""
+        ...
+
+
+class Folder:
+    """Belongs to one thread, and to the one connection that writes. `now_ns` is Unix time, `monotonic` seconds."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        data: Path,
+        declarations: Declarations,
+        locator: Locator,
+        now_ns: Callable[[], int],
+        monotonic: Callable[[], float],
+    ) -> None:
+        self._connection = connection
+        self._folder = data / FOLDER
+        self._declarations = declarations
+        self._locator = locator
+        self._now_ns = now_ns
+        self._monotonic = monotonic
+        self._reader = LogReader()
+        self.book = RuleBook(declarations.of)
+        self._indexed: dict[str, set[str]] = {}
+
+    def load(self) -> None:
+        """Take what is remembered from the ledger: at the start, and after a step that failed."""
+        self._reader = LogReader()
+        with self._connection.begin():
+            self.book.load(self._connection)
+            self._indexed = addresses.fields(self._connection)
+
+    # -- new events
+
+    def fold(self, limit: int) -> int:
+        """Take up to `limit` new events in; returns how many frames were dealt with."""
+        with self._connection.begin():
+            places = {row.name: row for row in self._connection.execute(select(logs))}
+            taken: dict[str, Taken] = {}
+            room = limit
+            for path in files(self._folder):
+                place = places.get(path.name)
+                found = self._take(path, place.position if place else 0, room)
+                if found is not None:
+                    taken[path.name] = found
+                    room -= len(found.events)
+                if room <= 0:
+                    break
+            if not taken:
+                return 0
+            new, repeats = self._unknown(taken)
+            self._take_in(new)
+            self._place(places, taken, repeats)
+        return sum(len(each.events) + each.unread for each in taken.values())
+
+    def _take(self, path: Path, position: int, room: int) -> Taken | None:
+        try:
+            taken = self._reader.take(path, position, room, self._monotonic())
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            facts = {"event": "feedback-log-unreadable", "log": path.name, "reason": error.strerror}
+            log.error("feedback log unreadable", extra=facts)
+            return None
+        if taken is not None and (taken.unread or taken.damaged or taken.torn):
+            counts: dict[str, int | str] = {
+                "unread": taken.unread,
+                "damaged_bytes": taken.damaged,
+                "torn_bytes": taken.torn,
+            }
+            counts |= {"event": "feedback-log-damaged", "log": path.name, "reason": taken.reason}
+            log.error("feedback log damaged", extra=counts)
+        return taken
+
+    def _unknown(self, taken: Mapping[str, Taken]) -> tuple[list[Event], Counter[str]]:
+        """The events that are not in the ledger yet, each once; and how many of each log were."""
+        known: set[str] = set()
+        for some in slices(event.feedback_id for each in taken.values() for event in each.events):
+            statement = select(events.c.feedback_id).where(events.c.feedback_id.in_(some))
+            known |= set(self._connection.execute(statement).scalars())
+        new: list[Event] = []
+        repeats: Counter[str] = Counter()
+        for name, each in taken.items():
+            for event in each.events:
+                if event.feedback_id in known:
+                    repeats[name] += 1
+                else:
+                    known.add(event.feedback_id)
+                    new.append(event)
+        return new, repeats
+
+    def _place(self, places: Mapping[str, Any], taken: Mapping[str, Taken], repeats: Counter[str]) -> None:
+        rows = []
+        for name, each in taken.items():
+            place = places.get(name)
+            rows.append(
+                {
+                    "name": name,
+                    "position": each.position,
+                    "events": (place.events if place else 0) + len(each.events) - repeats[name],
+                    "repeats": (place.repeats if place else 0) + repeats[name],
+                    "unread": (place.unread if place else 0) + each.unread,
+                    "damaged": (place.damaged if place else 0) + each.damaged,
+                    "torn": each.torn,
+                    "reason": each.reason or (place.reason if place else ""),
+                }
+            )
+        upsert(self._connection, logs, rows)
+
+    def _take_in(self, new: Sequence[Event]) -> None:
+        change = Change(self._connection, self.book)
+        # Rows of one segment follow each other: it is opened once.
+        rows = [self._row(event) for event in sorted(new, key=lambda event: event.prediction_id)]
+        puts = [row for row in rows if row["op"] == "put"]
+        touched = self._bury([row for row in rows if row["op"] == "delete"], puts, change)
+        waiting: list[dict[str, Any]] = []
+        joined: list[dict[str, Any]] = []
+        for row in puts:
+            (joined if self._join(row) else waiting).append(row)
+        change.settle(touched, joined)
+        gone = withdrawn(self._connection, [row["feedback_id"] for row in waiting])
+        for row in waiting:
+            if row["feedback_id"] in gone:
+                row |= {"state": State.DELETED, "retry_ns": None}
+        self._insert(puts)
+        for row in rows:
+            change.tally(row["model"], row["name"], row["state"], 1)
+        change.write()
+        self._answer_reviews(puts)
+
+    def _insert(self, rows: list[dict[str, Any]]) -> None:
+        if rows:
+            self._connection.execute(events.insert(), rows)
+
+    def _row(self, event: Event) -> dict[str, Any]:
+        """An event as a row of the table, not joined yet."""
+        rules_of = self._rules(event.model, event.name) if event.op == "put" and not event.prediction_id else {}
+        self._index(event, rules_of)
+        return {
+            "feedback_id": event.feedback_id,
+            "op": event.op,
+            "model": event.model,
+            "name": event.name,
+            "kind": event.kind,
+            "value": msgspec.json.encode(event.value).decode() if event.op == "put" else None,
+            "prediction_id": event.prediction_id,
+            "part": event.row,
+            "address": address_of(event, rules_of) if event.op == "put" else None,
+            "address_text": event.request_id or event.entity,
+            "event_time_ns": event.event_time_ns,
+            "source_type": event.source.type,
+            "source_id": event.source.id,
+            "observed_ns": event.observed_at_ns,
+            "received_ns": event.received_ns,
+            "rationale": event.rationale,
+            "supersedes": event.supersedes or None,
+            "link": event.link,
+            "idempotency_key": event.idempotency_key,
+            "actor": event.actor,
+            "version": None,
+            "predicted_ns": None,
+            "state": State.PENDING,
+            "reason": "",
+            "tries": 0,
+            "retry_ns": None,
+        }
+
+    def _rules(self, model: str, name: str) -> dict[str, FeedbackRule]:
+        """The declarations of a name: of one model, or of all that have it."""
+        if not model:
+            return self._declarations.declaring(name)
+        rule = self.book.of_model(model).get(name)
+        return {} if rule is None else {model: rule}
+
+    def _index(self, event: Event, rules_of: Mapping[str, FeedbackRule]) -> None:
+        """Have the addresses by which this event names its prediction indexed, if they are not yet."""
+        for model, rule in rules_of.items():
+            field = addresses.REQUEST_IDS if event.request_id else rule.entity
+            if (event.request_id or field) and field not in self._indexed.get(model, ()):
+                addresses.begin(self._connection, model, field)
+                self._indexed.setdefault(model, set()).add(field)
+
+    def _join(self, row: dict[str, Any]) -> bool:
+        """Find the prediction of an event; where it is not there, say so in its row. True if it is."""
+        rules_of = {} if row["prediction_id"] else self._rules(row["model"], row["name"])
+        found = join(self._connection, self._locator, rules_of, row)
+        if isinstance(found, Joined):
+            row |= found._asdict()
+            row |= {"reason": "", "retry_ns": None}
+            return True
+        self._put_off(row, found.reason, self._window_ns(row), final=found.final)
+        return False
+
+    def _window_ns(self, row: Mapping[str, Any]) -> int:
+        """How long an event waits for its prediction."""
+        if row["model"]:
+            return self.book.of(self._connection, row["model"], row["name"]).join_window_ns
+        windows = [rule.join_window_ns for rule in self._declarations.declaring(row["name"]).values()]
+        return max(windows, default=FeedbackRule(type="text").join_window_ns)
+
+    # -- tombstones
+
+    def _bury(self, deletes: list[dict[str, Any]], puts: Sequence[Mapping[str, Any]], change: Change) -> set[Subject]:
+        """Write tombstones down, and withdraw what they name; returns the subjects that are to be resolved anew."""
+        found = {row["feedback_id"] for row in puts}
+        touched: set[Subject] = set()
+        for target in self._targets(row["supersedes"] for row in deletes):
+            found.add(target["feedback_id"])
+            if target["predicted_ns"] is not None:
+                touched.add(subject_of(target))
+            elif target["state"] != State.DELETED:
+                self._wait(target, change, {**target, "state": State.DELETED, "retry_ns": None})
+        for row in deletes:
+            if row["supersedes"] in found:
+                row["state"] = State.MATCHED
+            else:
+                self._put_off(row, "no event of this id is known", FeedbackRule(type="text").join_window_ns)
+        self._insert(deletes)
+        return touched
+
+    def _targets(self, feedback_ids: Iterable[str]) -> Iterator[dict[str, Any]]:
+        for some in slices(set(feedback_ids)):
+            statement = select(events).where(events.c.feedback_id.in_(some), events.c.op == "put")
+            yield from [dict(row) for row in self._connection.execute(statement).mappings()]
+
+    # -- events that wait
+
+    def retry(self, limit: int) -> int:
+        """Look again for the predictions of up to `limit` events whose time has come; returns how many these were."""
+        with self._connection.begin():
+            due = select(events).where(events.c.retry_ns <= self._now_ns()).order_by(events.c.retry_ns).limit(limit)
+            rows = [dict(row) for row in self._connection.execute(due).mappings()]
+            if not rows:
+                return 0
+            change = Change(self._connection, self.book)
+            known = {row["feedback_id"] for row in self._targets(r["supersedes"] for r in rows if r["op"] == "delete")}
+            touched: set[Subject] = set()
+            for before in sorted(rows, key=lambda row: row["prediction_id"]):
+                row = dict(before)
+                if row["op"] == "delete" and row["supersedes"] in known:
+                    self._wait(before, change, row | {"state": State.MATCHED, "reason": "", "retry_ns": None})
+                elif row["op"] == "delete":
+                    self._put_off(row, row["reason"], FeedbackRule(type="text").join_window_ns)
+                    self._wait(before, change, row)
+                elif self._join(row):
+                    values = {f"to_{name}": row[name] for name in Joined._fields}
+                    self._connection.execute(_JOIN, values | {"id": row["feedback_id"]})
+                    change.tally(before["model"], row["name"], row["state"], -1)
+                    change.tally(row["model"], row["name"], row["state"], 1)
+                    touched.add(subject_of(row))
+                else:
+                    self._wait(before, change, row)
+            change.settle(touched)
+            change.write()
+        return len(rows)
+
+    def _put_off(self, row: dict[str, Any], reason: str, window_ns: int, *, final: bool = False) -> None:
+        """Look again later, or (after its window, or `final`) never."""
+        now_ns = self._now_ns()
+        ends_ns = row["received_ns"] + window_ns
+        row["reason"] = reason
+        if final or now_ns >= ends_ns:
+            row |= {"state": State.ORPHAN, "retry_ns": None}
+        else:
+            wait_s = min(FIRST_RETRY_S << min(row["tries"], 20), LAST_RETRY_S)
+            row["retry_ns"] = min(now_ns + wait_s * SECOND_NS, ends_ns)
+        row["tries"] += 1
+
+    def _wait(self, before: Mapping[str, Any], change: Change, after: Mapping[str, Any]) -> None:
+        """Write what became of an event that is not joined."""
+        values = {f"to_{name}": after[name] for name in ("state", "reason", "tries", "retry_ns")}
+        self._connection.execute(_WAIT, values | {"id": before["feedback_id"]})
+        change.tally(before["model"], before["name"], before["state"], -1)
+        change.tally(before["model"], before["name"], after["state"], 1)
+
+    # -- declarations that change
+
+    def restate(self, limit: int) -> int:
+        """Resolve up to `limit` labels anew whose declaration was changed; returns how many."""
+        with self._connection.begin():
+            for model, name in self.book.refresh(self._connection):
+                facts = {"event": "labels-restated", "model": model, "name": name}
+                log.info("declaration changed, labels are resolved anew", extra=facts)
+            one = restating(self._connection)
+            if one is None:
+                return 0
+            key = (events.c.prediction_id, events.c.part)
+            statement = select(*key).distinct().order_by(*key).limit(limit)
+            statement = statement.where(
+                events.c.model == one.model,
+                events.c.name == one.name,
+                events.c.predicted_ns.is_not(None),
+                events.c.prediction_id > one.cursor,
+            )
+            found = self._connection.execute(statement).all()
+            change = Change(self._connection, self.book)
+            # A request of many rows may be cut by the limit: all of it is done together.
+            last = found[-1].prediction_id if found else None
+            rest = select(*key).distinct().where(events.c.prediction_id == last, events.c.name == one.name)
+            every = {(row.prediction_id, row.part) for row in (*found, *self._connection.execute(rest))}
+            change.settle((prediction_id, part, one.name) for prediction_id, part in every)
+            change.write()
+            done = rules.update().where(rules.c.model == one.model, rules.c.name == one.name)
+            self._connection.execute(done.values(cursor=last if len(found) == limit else None))
+        return len(every)
+
+    # -- reviews
+
+    def _answer_reviews(self, puts: Sequence[Mapping[str, Any]]) -> None:
+        """Take note of the answers to reviews: they are events whose ids were settled when the review was claimed."""
+        if self._connection.execute(select(claims.c.review_id).limit(1)).first() is None:
+            return
+        values = {row["feedback_id"]: row["value"] for row in puts}
+        for some in slices(values):
+            statement = select(claims).where(claims.c.feedback_id.in_(some), claims.c.value.is_(None))
+            for claim in self._connection.execute(statement).all():
+                mine = (claims.c.review_id == claim.review_id) & (claims.c.reviewer == claim.reviewer)
+                self._connection.execute(claims.update().where(mine).values(value=values[claim.feedback_id]))
+                review = reviews.c.review_id == claim.review_id
+                self._connection.execute(reviews.update().where(review).values(answers=reviews.c.answers + 1))
+                enough = review & (reviews.c.answers >= reviews.c.reviewers)
+                self._connection.execute(reviews.update().where(enough).values(state="done"))
+
+
+__all__ = ["Declarations", "Folder"]
