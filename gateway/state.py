@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from prometheus_client import CollectorRegistry
@@ -26,6 +27,9 @@ from gateway.telemetry.store import CounterStore, Snapshot
 
 if TYPE_CHECKING:
     from gateway.http.head import Head
+
+JOURNAL_COUNTS = ("dropped", "errors", "segments-recovered", "cut", "damaged")
+"""What is counted of the journal beside its records."""
 
 access = logging.getLogger("headgate.access")
 
@@ -160,11 +164,14 @@ def journal_for(settings: Settings, counters: CounterStore) -> Journal | None:
         flush=settings.journal_flush,
         required=settings.journal_required,
     )
+    return Journal(rules, partial(count_journal, counters))
 
-    def count(what: str, number: int) -> None:
-        counters.cells[counters.cell("journal", what)] += number
 
-    return Journal(rules, count)
+def count_journal(counters: CounterStore, what: str, number: int) -> None:
+    """Count what happened to the journal; every name is there from the start."""
+    for name in JOURNAL_COUNTS:
+        counters.cell("journal", name)
+    counters.cells[counters.cell("journal", what)] += number
 
 
 def worker_count(settings: Settings) -> int:

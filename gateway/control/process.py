@@ -7,14 +7,17 @@ import logging
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from gateway import app, state
+from gateway.control.chores import Chore, Chores, recover_journal
 from gateway.control.fleet import Fleet, FleetLoader, FleetTable, Planned
 from gateway.control.orders import OrderDesk
 from gateway.models.manager import Manager
 from gateway.models.repository import Repository
 from gateway.models.source import Source
 from gateway.models.wishes import WishBook
+from gateway.settings import Settings
 from gateway.telemetry.store import CounterStore
 from gateway.workers.process import TICK_S, Place, Server, entry, watch_lifeline
 from gateway.workers.worker import read_all
@@ -23,6 +26,9 @@ log = logging.getLogger("headgate.control")
 
 LOADS = 4
 """Versions of different models that are tried or loaded at once: a few that hang must not hold up the others."""
+
+RECOVER_S = 1.0
+"""How often it is looked whether a worker died and left segments open."""
 
 NICENESS = 5
 """The control process stands behind the workers when cores are short."""
@@ -59,14 +65,23 @@ async def main(place: Place) -> None:
     life = asyncio.create_task(repository.run())
     life.add_done_callback(lambda task: _ended(task, server))
     beat = asyncio.create_task(_beat(place, server))
+    chores = Chores(*_chores(settings, counters))
+    chores.start()
     try:
         await server.serve()
     finally:
         desk.close()
         life.cancel()
+        chores.stop()
         beat.cancel()
         lifecycle.shutdown(wait=False, cancel_futures=True)
         gateway.feedback.close()
+
+
+def _chores(settings: Settings, counters: CounterStore) -> list[Chore]:
+    """What is done beside the lifecycle."""
+    journal = settings.data / "journal"
+    return [Chore("recover", RECOVER_S, lambda: recover_journal(journal, partial(state.count_journal, counters)))]
 
 
 def _take_over(manager: Manager, fleet: Fleet, counters: CounterStore) -> None:

@@ -32,6 +32,7 @@ class GatewayCollector(Collector):
         yield from _requests(counters)
         yield from _durations(counters)
         yield from _work(counters)
+        yield from _journal(counters)
         yield from _feedback(counters)
         yield from self._repository()
         build = GaugeMetricFamily("headgate_build_info", "The running version of Headgate.", labels=["version"])
@@ -81,6 +82,22 @@ def _requests(counters: Snapshot) -> Iterator[Metric]:
         elif name[0] == "http":
             http.add_metric(name[1:], value)
     yield from (requests, http)
+
+
+def _journal(counters: Snapshot) -> Iterator[Metric]:
+    lost = CounterMetricFamily(
+        "headgate_journal_lost",
+        "Records that are not in the journal: dropped (no room on the disk), cut (torn by a crash of the machine), "
+        "damaged (stretches that do not fit their checksums).",
+        labels=["reason"],
+    )
+    errors = CounterMetricFamily("headgate_journal_errors", "Failed writes of the journal.")
+    recovered = CounterMetricFamily("headgate_journal_segments_recovered", "Segments of workers that died.")
+    for reason in ("dropped", "cut", "damaged"):
+        lost.add_metric([reason], counters.named.get(("journal", reason), 0))
+    errors.add_metric([], counters.named.get(("journal", "errors"), 0))
+    recovered.add_metric([], counters.named.get(("journal", "segments-recovered"), 0))
+    yield from (lost, errors, recovered)
 
 
 def _feedback(counters: Snapshot) -> Iterator[Metric]:
