@@ -448,7 +448,9 @@ def test_a_disk_that_fails_does_not_take_back_what_was_kept_before(desk: Desk, m
     assert post(desk, document, "k").status == 200
 
 
-def test_an_odd_event_fails_alone(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_odd_event_fails_alone(
+    desk: Desk, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """1. Looking for one prediction raises what nobody expected, among good ones. Result: 500 for it alone."""
     good, odd = desk.predictions.add(), desk.predictions.add()
     find = desk.predictions.find
@@ -458,16 +460,16 @@ def test_an_odd_event_fails_alone(desk: Desk, caplog: pytest.LogCaptureFixture) 
             raise ZeroDivisionError
         return find(name)
 
-    desk.predictions.find = look  # type: ignore[method-assign]
+    monkeypatch.setattr(desk.predictions, "find", look)
 
     async def main() -> list[Any]:
         return await asyncio.gather(*(desk.post(late(name)) for name in (good, odd, good)))
 
     assert [reply.status for reply in asyncio.run(main())] == [201, 500, 201]
-    assert caplog.text.count("ZeroDivisionError") == 1
+    assert caplog.text.count("Traceback") == 1
     lines = [json.dumps(late(name)).encode() for name in (good, odd)]
     assert [each.get("code") for each in batch(desk, lines).json["results"]] == [None, "internal"]
-    assert caplog.text.count("ZeroDivisionError") == 2
+    assert caplog.text.count("Traceback") == 2
 
 
 def test_a_client_that_leaves_does_not_hold_up_the_others(desk: Desk) -> None:
