@@ -1,7 +1,8 @@
 """The supervisor: holds the sockets, starts the control process and the workers, replaces what dies or hangs.
 
 It never opens a model and has no event loop. A process that is killed is replaced at once, one that keeps dying
-after growing pauses. When the supervisor itself is killed, the others see the end of a pipe, drain and exit.
+after growing pauses; SIGHUP replaces them all, one after the other. When the supervisor itself is killed, the others
+see the end of a pipe, drain and exit.
 """
 
 from __future__ import annotations
@@ -13,13 +14,17 @@ import shutil
 import signal
 import socket
 import time
+from typing import Any
 
 from gateway import __version__, host
 from gateway.errors import SettingError
 from gateway.settings import Settings
 from gateway.telemetry import logs
+from gateway.workers import notes
 from gateway.workers.board import Board, RunFolder
 from gateway.workers.child import STARTUP_FAILURE, Child
+from gateway.workers.notes import Culprit, Death, Notes
+from gateway.workers.renewal import Renewal
 
 log = logging.getLogger("headgate.supervisor")
 
@@ -27,6 +32,9 @@ BACKLOG = 1024
 TICK_S = 0.1
 START_S = 60.0
 """How long a process may take until its first sign of life."""
+
+START_TRIES = 3
+"""A process that ended so often without a sign of life, and never showed one before, cannot start at all."""
 
 KILL_AFTER_S = 5.0
 """How much longer than the drain a process may take to end."""
@@ -54,8 +62,8 @@ class Supervisor:
     def __init__(self, settings: Settings, workers: int, data_port: socket.socket, admin_port: socket.socket) -> None:
         self._settings = settings
         self._data = str(settings.data.absolute())
-        folder = RunFolder(settings.data.absolute())
-        self._board = Board(folder.board)
+        self._folder = RunFolder(settings.data.absolute())
+        self._board = Board(self._folder.board)
         self._lifeline_read, self._lifeline_write = os.pipe()
         data_fd, admin_fd = data_port.fileno(), admin_port.fileno()
         self._sockets = (data_port, admin_port)
@@ -63,6 +71,7 @@ class Supervisor:
         self._children += [
             Child(slot, f"worker {slot}", "gateway.workers.worker", data_fd) for slot in range(1, workers + 1)
         ]
+        self._renewal = Renewal(self._children, self._board, workers, self._start_one, START_S)
         self._stopping_since: float | None = None
         self._exit_code = 0
 
@@ -73,6 +82,7 @@ class Supervisor:
             now = time.monotonic()
             self._reap(now)
             if self._stopping_since is None:
+                self._renewal.step(now)
                 self._start(now)
                 self._watch(now)
             elif not any(child.is_alive for child in self._children):
@@ -83,35 +93,64 @@ class Supervisor:
             if info is not None and info.si_signo in (signal.SIGTERM, signal.SIGINT):
                 self._stop(time.monotonic())
             elif info is not None and info.si_signo == signal.SIGHUP:
-                log.info("signal ignored", extra={"event": "signal-ignored", "signal": "SIGHUP"})
+                self._renewal.begin()
 
     def _start(self, now: float) -> None:
         for child in self._children:
-            if not child.is_alive and now >= child.start_at:
-                self._board.clear(child.slot, 0)
-                pid = child.start(self._lifeline_read, self._data, now)
-                self._board.clear(child.slot, pid)
-                facts = {"event": "process-started", "role": child.name, "pid": pid, "restarts": child.restarts}
-                log.info("process started", extra=facts)
+            if not child.is_alive and child.retired_at is None and now >= child.start_at:
+                self._start_one(child, now)
+
+    def _start_one(self, child: Child, now: float) -> None:
+        self._folder.notes(child.slot).unlink(missing_ok=True)
+        self._folder.crash(child.slot).unlink(missing_ok=True)
+        self._board.clear(child.slot, 0)
+        pid = child.start(self._lifeline_read, self._data, now)
+        self._board.clear(child.slot, pid)
+        facts = {"event": "process-started", "role": child.name, "pid": pid, "restarts": child.restarts}
+        log.info("process started", extra=facts)
 
     def _reap(self, now: float) -> None:
-        for child in self._children:
+        for child in list(self._children):
             pid = self._board.pid(child.slot)
             code = child.reap(now)
             if code is None:
                 continue
+            culprits = self._note_death(child, code, now)
             self._board.clear(child.slot, 0)
-            facts = {"event": "process-ended", "role": child.name, "pid": pid, "exit_code": code}
+            facts: dict[str, Any] = {"event": "process-ended", "role": child.name, "pid": pid, "exit_code": code}
             if self._stopping_since is not None:
                 log.info("process ended", extra=facts)
                 # A process that is still starting has no handler yet: the signal itself ends it, as it should.
                 if code not in (0, -signal.SIGTERM):
                     self._exit_code = 1
-                continue
-            log.error("process ended", extra=facts)
-            if code == STARTUP_FAILURE:
-                self._exit_code = STARTUP_FAILURE
-                self._stop(now)
+            elif child.retired_at is not None or (child.renewing and code == 0):
+                log.info("process ended", extra=facts)
+            else:
+                self._board.count_death(child.slot)
+                named = [f"{each.key.model}/{each.key.version}" for each in culprits]
+                log.error("process ended", extra=facts | ({"culprits": named} if named else {}))
+                self._give_up(child, code, now)
+            if child.retired_at is not None:
+                self._children.remove(child)
+
+    def _note_death(self, child: Child, code: int, now: float) -> tuple[Culprit, ...]:
+        """Leave word to the control process of what a worker did when it crashed."""
+        cause = child.cause(code)
+        if not cause or child.slot == 0 or not self._folder.notes(child.slot).exists():
+            return ()
+        thread = notes.crashed_thread(self._folder.crash(child.slot))
+        culprits = Notes(self._folder.notes(child.slot)).culprits(thread)
+        if culprits:
+            notes.append(self._folder.deaths, Death(now, child.slot, cause, culprits))
+        return culprits
+
+    def _give_up(self, child: Child, code: int, now: float) -> None:
+        """End the server where a process of its first start cannot start; later on the others go on without it."""
+        if child.was_up or (code != STARTUP_FAILURE and child.failures < START_TRIES):
+            return
+        log.critical("a process cannot start", extra={"event": "start-failed", "role": child.name, "exit_code": code})
+        self._exit_code = STARTUP_FAILURE
+        self._stop(now)
 
     def _watch(self, now: float) -> None:
         """Replace what gives no sign of life."""
@@ -119,8 +158,11 @@ class Supervisor:
             if not child.is_alive:
                 continue
             beat = self._board.last_beat_ns(child.slot) / 1e9
+            child.was_up = child.was_up or beat > 0
             silent = now - beat if beat else now - child.started_at - START_S
-            if silent > self._settings.heartbeat_timeout_s:
+            if child.retired_at is not None and now - child.retired_at > self._settings.drain_s + KILL_AFTER_S:
+                child.send(signal.SIGKILL)
+            elif silent > self._settings.heartbeat_timeout_s:
                 done = child.unhang(now)
                 if done:
                     facts = {"event": "process-hung", "role": child.name, "silent_s": round(silent, 1)}

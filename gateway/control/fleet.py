@@ -9,10 +9,11 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
 
+from gateway.control.blame import Blame
 from gateway.errors import LoadRejected, LoadUnavailable
 from gateway.models.config import ModelConfig
 from gateway.models.loader import QuarantineLoader
@@ -24,7 +25,8 @@ from gateway.models.table import ModelTable, ServingTable
 from gateway.routing import plan as plans
 from gateway.routing.plan import Plan, PlannedModel, PlannedStatus, PlannedVersion
 from gateway.telemetry.counters import VersionCounters
-from gateway.workers.board import Board, RunFolder, WorkerStatus
+from gateway.workers.board import Board, RunFolder, WorkerStatus, worker_slots
+from gateway.workers.notes import VersionKey
 
 POLL_S = 0.02
 
@@ -36,6 +38,11 @@ class Planned(Servable):
         super().__init__(model, planned.version, None, planned.config, planned.report, planned.lineage, counters)
         self.planned = planned
         self._fleet = fleet
+
+    @property
+    def key(self) -> VersionKey:
+        """What workers call it when they note what they do."""
+        return VersionKey(self.model, self.planned.version, self.planned.fingerprint)
 
     def withdraw(self) -> None:
         """See Servable. Said too where it never served: it must not stay in the plan as one that is being prepared."""
@@ -50,10 +57,12 @@ class Planned(Servable):
 class Fleet:
     """The plan and the reports. The load thread and the loop's thread both come here, so a lock guards the plan."""
 
-    def __init__(self, folder: RunFolder, board: Board, workers: int, load_timeout_s: float) -> None:
+    def __init__(self, folder: RunFolder, board: Board, workers: int, load_timeout_s: float, blame: Blame) -> None:
+        self.blame = blame
         self._folder = folder
         self._board = board
-        self._slots = range(1, workers + 1)
+        self._workers = workers
+        self._slots = worker_slots(workers)
         self._load_timeout_s = load_timeout_s
         self._lock = threading.Lock()
         self._closed = False
@@ -73,8 +82,11 @@ class Fleet:
     def prepare(self, model: str, planned: PlannedVersion) -> None:
         """Have every worker load a version without letting it answer. Blocks until all have.
 
-        Raises LoadRejected where a worker could not load it, LoadUnavailable after the load timeout.
+        Raises LoadRejected where a worker could not load it, LoadUnavailable after the load timeout or where a worker
+        crashed meanwhile.
         """
+        key = VersionKey(model, planned.version, planned.fingerprint)
+        deaths = len(self.blame.loads(key))
         with self._lock:
             self._preparing[planned.incarnation] = (model, planned)
             self._write(self.plan.settled)
@@ -84,12 +96,31 @@ class Fleet:
             while not self._all_loaded(planned.incarnation, generation):
                 if self._closed:
                     raise LoadUnavailable("the server is shutting down")
+                self.raise_if_blocked(key)
+                if len(self.blame.loads(key)) > deaths:
+                    raise LoadUnavailable("a worker crashed while loading it")
                 if time.monotonic() > deadline:
                     raise LoadUnavailable(f"the workers had not loaded it after {self._load_timeout_s:g} s")
                 time.sleep(POLL_S)
         except Exception:
             self.forget(planned.incarnation)
             raise
+
+    def suspect(self, servables: Iterable[Planned], now: float) -> bool:
+        """Say in the plan which versions have crashed workers, and by which rows. True where that has changed."""
+        changed = False
+        for each in servables:
+            suspect, refused = self.blame.is_suspect(each.key, now), self.blame.refused(each.key)
+            if (suspect, refused) != (each.planned.suspect, each.planned.refused):
+                each.planned = msgspec.structs.replace(each.planned, suspect=suspect, refused=refused)
+                changed = True
+        return changed
+
+    def raise_if_blocked(self, key: VersionKey) -> None:
+        """Raises LoadRejected for a version that has crashed too many workers."""
+        self.blame.look()
+        if reason := self.blame.reason(key):
+            raise LoadRejected(reason)
 
     def close(self) -> None:
         """Wait for no worker any more: a load that waited would keep the process from ending."""
@@ -115,25 +146,31 @@ class Fleet:
 
     # -- the workers
 
-    def _statuses(self) -> list[WorkerStatus]:
+    def _statuses(self) -> dict[int, WorkerStatus]:
         """The reports of the processes that are in their slots now."""
-        found = []
+        found = {}
         for slot in self._slots:
             try:
                 status = msgspec.json.decode(self._folder.status(slot).read_bytes(), type=WorkerStatus)
             except (FileNotFoundError, msgspec.DecodeError):
                 continue
             if status.pid == self._board.pid(slot):
-                found.append(status)
+                found[slot] = status
         return found
 
     def _all_loaded(self, incarnation: str, generation: int) -> bool:
-        """True when every worker has it. One that is just being replaced reads the plan before it serves."""
-        current = [status for status in self._statuses() if status.generation >= generation]
-        for status in current:
+        """True when every worker has it. One that is just being replaced reads the plan before it serves.
+
+        One that retires does not follow the plan any more; its successor does.
+        """
+        statuses = {slot: status for slot, status in self._statuses().items() if status.generation >= generation}
+        for status in statuses.values():
             if incarnation in status.failed:
                 raise LoadRejected(f"a worker could not load it: {status.failed[incarnation]}")
-        return len(current) == len(self._slots) and all(incarnation in status.held for status in current)
+        needed = [slot for slot in self._slots if self._board.pid(slot) and not self._board.is_retiring(slot)]
+        return len(needed) >= self._workers and all(
+            slot in statuses and incarnation in statuses[slot].held for slot in needed
+        )
 
     @property
     def is_followed(self) -> bool:
@@ -145,7 +182,7 @@ class Fleet:
         """True while a worker has it loaded, or may have it because it does not follow the present plan yet."""
         if any(each.incarnation == incarnation for model in self.plan.models.values() for each in model.versions):
             return True
-        return any(incarnation in s.held or s.generation < self.plan.generation for s in self._statuses())
+        return any(incarnation in s.held or s.generation < self.plan.generation for s in self._statuses().values())
 
 
 def _planned(model: ModelTable) -> PlannedModel:
@@ -185,7 +222,8 @@ class FleetLoader:
         self._fleet = fleet
 
     def check(self, model: str, files: VersionFiles, config: ModelConfig) -> Report:
-        """See Loader."""
+        """See Loader. A version that has crashed too many workers is not even tried."""
+        self._fleet.raise_if_blocked(VersionKey(model, files.version, files.fingerprint))
         return self._quarantine.check(model, files, config)
 
     def load(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -84,8 +85,12 @@ class RemoteRepository:
 class OrderDesk:
     """The control process's end of the socket."""
 
-    def __init__(self, repository: Repository) -> None:
+    def __init__(
+        self, repository: Repository, pardon: Callable[[str, int | None], None] = lambda model, version: None
+    ) -> None:
+        """`pardon` is told which versions are to be loaded anew whatever they did to workers before."""
         self._repository = repository
+        self._pardon = pardon
 
     async def open(self, path: Path) -> asyncio.Server:
         """Take orders at `path`, which only this user can reach."""
@@ -112,6 +117,7 @@ class OrderDesk:
             elif order.verb == "load":
                 await repository.load(order.model, order.version)
             elif order.verb == "reload":
+                self._pardon(order.model, order.version)
                 await repository.reload(order.model, order.version)
             elif order.verb == "unload":
                 await repository.unload(order.model, order.version)

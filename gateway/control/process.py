@@ -10,6 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 from gateway import app, state
+from gateway.control import blame
+from gateway.control.blame import Blame
 from gateway.control.chores import Chore, Chores, recover_journal
 from gateway.control.fleet import Fleet, FleetLoader, FleetTable, Planned
 from gateway.control.orders import OrderDesk
@@ -29,6 +31,8 @@ LOADS = 4
 
 RECOVER_S = 1.0
 """How often it is looked whether a worker died and left segments open."""
+JUDGE_S = 0.05
+"""How often the control process looks for crashes of workers."""
 
 NICENESS = 5
 """The control process stands behind the workers when cores are short."""
@@ -39,7 +43,8 @@ async def main(place: Place) -> None:
     os.nice(NICENESS)
     settings = place.settings
     workers = state.worker_count(settings)
-    fleet = Fleet(place.folder, place.board, workers, settings.quarantine_timeout_s)
+    deaths = Blame(place.folder.deaths, settings.data / "blocked.json")
+    fleet = Fleet(place.folder, place.board, workers, settings.quarantine_timeout_s, deaths)
     repositories: list[Repository] = []
     table = FleetTable(fleet, lambda: fleet.plan.settled or repositories[0].settled)
     counters = CounterStore(place.folder.counters(place.slot))
@@ -61,12 +66,14 @@ async def main(place: Place) -> None:
     )
     server = Server(app.build(gateway, admin=True), gateway, place.listener, cap=256, inference=False)
     watch_lifeline(place.lifeline, server.stop)
-    desk = await OrderDesk(repository).open(place.folder.control)
+    desk = await OrderDesk(repository, deaths.pardon).open(place.folder.control)
     life = asyncio.create_task(repository.run())
     life.add_done_callback(lambda task: _ended(task, server))
     beat = asyncio.create_task(_beat(place, server))
     chores = Chores(*_chores(settings, counters))
     chores.start()
+    judge = asyncio.create_task(_judge(manager, fleet))
+    judge.add_done_callback(lambda task: _ended(task, server))
     try:
         await server.serve()
     finally:
@@ -74,6 +81,7 @@ async def main(place: Place) -> None:
         life.cancel()
         chores.stop()
         beat.cancel()
+        judge.cancel()
         lifecycle.shutdown(wait=False, cancel_futures=True)
         gateway.feedback.close()
 
@@ -93,6 +101,23 @@ def _take_over(manager: Manager, fleet: Fleet, counters: CounterStore) -> None:
         }
         if serving:
             manager.adopt(name, serving[0].config, model.aliases, loaded)
+
+
+async def _judge(manager: Manager, fleet: Fleet) -> None:
+    """Withdraw versions that crash workers, and have the others that did so looked at more closely."""
+    while True:
+        fleet.blame.look()
+        serving = [
+            record.servable
+            for entry in manager.entries.values()
+            for record in entry.records.values()
+            if isinstance(record.servable, Planned)
+        ]
+        guilty = [(each.key, reason) for each in serving if (reason := fleet.blame.reason(each.key))]
+        blame.withdraw(manager, guilty)
+        if fleet.suspect(serving, time.monotonic()) or guilty:
+            manager.step(time.monotonic())
+        await asyncio.sleep(JUDGE_S)
 
 
 def _ended(task: asyncio.Task[None], server: Server) -> None:

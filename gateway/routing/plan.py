@@ -18,7 +18,11 @@ from gateway.models.source import VersionFiles
 
 
 class PlannedVersion(msgspec.Struct, frozen=True):
-    """One version. `incarnation` is a new word each time it is loaded; `serves` False: load it, but do not answer."""
+    """One version. `incarnation` is a new word each time it is loaded; `serves` False: load it, but do not answer.
+
+    `suspect`: it has crashed workers, so they note the digests of what they run; `refused` are those of rows that were
+    in the run of several crashes.
+    """
 
     incarnation: str
     version: int
@@ -29,6 +33,8 @@ class PlannedVersion(msgspec.Struct, frozen=True):
     report: Report
     lineage: Lineage
     serves: bool = True
+    suspect: bool = False
+    refused: tuple[int, ...] = ()
 
     def files(self) -> VersionFiles:
         """Its files as the source saw them."""

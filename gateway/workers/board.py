@@ -10,11 +10,11 @@ import msgspec
 
 from gateway.settings import Settings
 
-MAX_SLOTS = 128
-"""Rows: slot 0 is the control process, workers have 1 and up."""
+MAX_SLOTS = 129
+"""Slot 0 is the control process. Each worker has two: its successor starts in the other one before it retires."""
 
 _FIELDS = 8
-_PID, _BEAT, _GENERATION, _READY, _CONNECTIONS, _SERIAL = range(6)
+_PID, _BEAT, _GENERATION, _READY, _CONNECTIONS, _RETIRING, _DEATHS = range(7)
 _BYTES = (MAX_SLOTS + 1) * _FIELDS * 8
 
 
@@ -39,10 +39,26 @@ class Board:
         self._cells[0] = value
 
     def clear(self, slot: int, pid: int) -> None:
-        """A new process takes a slot; nothing is known of it yet."""
-        for field in range(_FIELDS):
+        """A new process takes a slot; nothing is known of it yet. Its deaths are those of the slot, and stay."""
+        for field in range(_DEATHS):
             self._cells[(slot + 1) * _FIELDS + field] = 0
         self._cells[(slot + 1) * _FIELDS + _PID] = pid
+
+    def retire(self, slot: int) -> None:
+        """The process in a slot answers what it has taken and ends: nobody waits for it to follow the plan."""
+        self._cells[(slot + 1) * _FIELDS + _RETIRING] = 1
+
+    def is_retiring(self, slot: int) -> bool:
+        """See `retire`."""
+        return bool(self._cells[(slot + 1) * _FIELDS + _RETIRING])
+
+    def count_death(self, slot: int) -> None:
+        """A process in this slot ended that nobody had told to."""
+        self._cells[(slot + 1) * _FIELDS + _DEATHS] += 1
+
+    def deaths(self, slot: int) -> int:
+        """How often that happened since the server started."""
+        return self._cells[(slot + 1) * _FIELDS + _DEATHS]
 
     def beat(self, slot: int, now_ns: int, connections: int) -> None:
         """Sign of life from inside the event loop of a process."""
@@ -59,7 +75,6 @@ class Board:
         at = (slot + 1) * _FIELDS
         self._cells[at + _GENERATION] = generation
         self._cells[at + _READY] = int(ready)
-        self._cells[at + _SERIAL] += 1
 
     def pid(self, slot: int) -> int:
         """The process in a slot, 0 for none."""
@@ -80,6 +95,16 @@ class Board:
     def connections(self, slot: int) -> int:
         """Its open connections at its last sign of life."""
         return self._cells[(slot + 1) * _FIELDS + _CONNECTIONS]
+
+
+def worker_slots(workers: int) -> range:
+    """The slots that workers can be in."""
+    return range(1, 2 * workers + 1)
+
+
+def successor_slot(slot: int, workers: int) -> int:
+    """The slot in which the successor of the worker in this slot starts."""
+    return slot + workers if slot <= workers else slot - workers
 
 
 class WorkerStatus(msgspec.Struct, frozen=True):
@@ -124,6 +149,19 @@ class RunFolder:
     def read_settings(self) -> Settings:
         """What `write_settings` left."""
         return msgspec.json.decode(self.settings.read_bytes(), type=Settings, dec_hook=lambda kind, value: kind(value))
+
+    @property
+    def deaths(self) -> Path:
+        """What killed workers, and what they were doing; see workers.notes."""
+        return self.path / "deaths"
+
+    def notes(self, slot: int) -> Path:
+        """What the process in a slot is doing; see workers.notes."""
+        return self.path / f"notes-{slot}"
+
+    def crash(self, slot: int) -> Path:
+        """Where the process in a slot leaves the thread that it died in."""
+        return self.path / f"crash-{slot}"
 
     def counters(self, slot: int) -> Path:
         """The counters of a slot."""

@@ -16,13 +16,21 @@ STABLE_S = 30.0
 ABORT_S = 1.0
 """Between asking a hung process to abort and killing it."""
 
+CRASHES = frozenset(
+    {signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE, signal.SIGBUS, signal.SIGILL, signal.SIGTRAP, signal.SIGSYS}
+)
+
 STARTUP_FAILURE = 3
 """The exit code of a process that cannot start at all."""
 
 
 @dataclass(slots=True)
 class Child:
-    """One slot and the process in it. Times are monotonic seconds."""
+    """One slot and the process in it. Times are monotonic seconds.
+
+    `was_up`: a process in it has shown a sign of life. `renewing`: it was told to end, and the slot starts
+    another one. `retired_at`: it was told to end, and its successor is in another slot.
+    """
 
     slot: int
     name: str
@@ -33,6 +41,9 @@ class Child:
     start_at: float = 0.0
     failures: int = 0
     aborted_at: float | None = None
+    retired_at: float | None = None
+    renewing: bool = False
+    was_up: bool = False
     restarts: int = 0
     noise: random.Random = field(default_factory=random.Random)
 
@@ -47,6 +58,7 @@ class Child:
         self.process = subprocess.Popen(command, pass_fds=(self.listener, lifeline))
         self.started_at = now
         self.aborted_at = None
+        self.renewing = False
         return self.process.pid
 
     def reap(self, now: float) -> int | None:
@@ -58,11 +70,33 @@ class Child:
             return None
         self.process = None
         self.restarts += 1
+        if self.renewing:
+            self.start_at = now
+            return code
         self.failures = 1 if now - self.started_at > STABLE_S else self.failures + 1
         # The first replacement comes at once; only a process that keeps dying waits.
         pause = 0.0 if self.failures == 1 else min(MAX_BACKOFF_S, BACKOFF_S * 2 ** (self.failures - 2))
         self.start_at = now + pause * self.noise.uniform(0.8, 1.2)
         return code
+
+    def retire(self, now: float) -> None:
+        """Let the process finish what it has taken; it is not started again."""
+        self.retired_at = now
+        self.send(signal.SIGTERM)
+
+    def renew(self) -> None:
+        """Let the process finish what it has taken and start another one at once."""
+        self.renewing = True
+        self.send(signal.SIGTERM)
+
+    def cause(self, code: int) -> str:
+        """Why a process that ended so did it to itself: the signal of a crash, or `hung`; empty where it did not.
+
+        SIGKILL and SIGTERM come from outside, from the kernel where it is out of memory.
+        """
+        if self.aborted_at is not None:
+            return "hung"
+        return signal.Signals(-code).name if -code in CRASHES else ""
 
     def send(self, number: int) -> None:
         """Send a signal to the process, if there is one."""

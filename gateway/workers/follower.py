@@ -15,6 +15,8 @@ from gateway.routing import plan as plans
 from gateway.routing.plan import Plan, PlannedVersion
 from gateway.telemetry.counters import VersionCounters
 from gateway.workers.board import WorkerStatus
+from gateway.workers.notes import Notes, VersionKey
+from gateway.workers.watched import WatchedSession
 
 log = logging.getLogger("headgate.worker")
 
@@ -29,6 +31,7 @@ class Follower:
         table: ServingTable,
         executor: Executor,
         counters: Callable[[str, int], VersionCounters],
+        notes: Notes,
     ) -> None:
         self.plan = Plan()
         self.generation = 0
@@ -38,6 +41,7 @@ class Follower:
         self._table = table
         self._executor = executor
         self._counters = counters
+        self._notes = notes
         self._loaded: dict[str, Servable] = {}
         self._loading: dict[str, Future[Servable]] = {}
         self._draining: dict[str, Servable] = {}
@@ -58,9 +62,10 @@ class Follower:
             self._collect(incarnation, self._loading.pop(incarnation))
             changed = True
         if changed:
+            self._watch()
             self._publish()
         for incarnation in [key for key, servable in self._draining.items() if not servable.in_flight]:
-            del self._draining[incarnation]
+            _release(self._draining.pop(incarnation))
             changed = True
         if not self._loading and self.generation != self.plan.generation:
             self.generation = self.plan.generation
@@ -84,15 +89,38 @@ class Follower:
         for incarnation, (name, version) in wanted.items():
             if incarnation in self._loaded or incarnation in self._loading or incarnation in self.failed:
                 continue
-            counters = self._counters(name, version.version)
-            job = (name, version.files(), version.config, version.report, counters)
-            self._loading[incarnation] = self._executor.submit(self._loader.load, *job)
+            self._loading[incarnation] = self._executor.submit(self._load, name, version)
         for incarnation in self._loaded.keys() - wanted.keys():
             self._draining[incarnation] = self._loaded.pop(incarnation)
         for incarnation in self.failed.keys() - wanted.keys():
             del self.failed[incarnation]
         for incarnation in self._loading.keys() - wanted.keys():
-            self._loading.pop(incarnation).cancel()
+            future = self._loading.pop(incarnation)
+            if not future.cancel():
+                future.add_done_callback(_discard)
+
+    def _load(self, name: str, version: PlannedVersion) -> Servable:
+        """Runs in the executor."""
+        mark = self._notes.claim(VersionKey(name, version.version, version.fingerprint))
+        mark.loading()
+        try:
+            counters = self._counters(name, version.version)
+            servable = self._loader.load(name, version.files(), version.config, version.report, counters)
+        except BaseException:
+            mark.release()
+            raise
+        mark.idle()
+        if servable.session is not None:
+            servable.session = WatchedSession(servable.session, mark, batched=servable.contract.batched)
+        return servable
+
+    def _watch(self) -> None:
+        """Look more closely at versions that have crashed workers."""
+        wanted = self._wanted()
+        for incarnation, servable in self._loaded.items():
+            if isinstance(servable.session, WatchedSession):
+                version = wanted[incarnation][1]
+                servable.session.suspect, servable.session.refused = version.suspect, frozenset(version.refused)
 
     def _collect(self, incarnation: str, future: Future[Servable]) -> None:
         try:
@@ -118,3 +146,15 @@ class Follower:
             statuses = tuple(VersionStatus(each.version, each.state, each.reason) for each in model.statuses)
             models[name] = ModelTable(name, ready, model.aliases, statuses, model.error)
         self._table.publish(models)
+
+
+def _release(servable: Servable) -> None:
+    """Its row in the notes is free for another version."""
+    if isinstance(servable.session, WatchedSession):
+        servable.session.release()
+
+
+def _discard(future: Future[Servable]) -> None:
+    """What was loaded is not wanted any more."""
+    if future.exception() is None:
+        _release(future.result())

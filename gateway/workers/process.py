@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import faulthandler
 import logging
 import math
 import os
@@ -16,15 +17,18 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import msgspec
 import uvicorn
 import uvloop
 from starlette.applications import Starlette
 
+from gateway.errors import SettingError
 from gateway.http import fast
 from gateway.settings import Settings
 from gateway.state import Gateway
 from gateway.telemetry import logs
 from gateway.workers.board import Board, RunFolder
+from gateway.workers.child import STARTUP_FAILURE
 
 log = logging.getLogger("headgate.process")
 
@@ -205,15 +209,34 @@ def watch_lifeline(lifeline: int, ended: Callable[[], None]) -> None:
 
 
 def run(main: Callable[[Place], Any], arguments: list[str]) -> int:
-    """The life of one process: `main` is a coroutine function that takes its Place."""
+    """The life of one process: `main` is a coroutine function that takes its Place. Returns the exit code."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGHUP})
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     # Ctrl+C reaches the whole group; the supervisor says what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    place = Place.from_arguments(arguments)
+    logs.configure("info")
+    try:
+        place = Place.from_arguments(arguments)
+    except (OSError, ValueError, msgspec.DecodeError) as error:
+        log.critical("cannot start", extra={"event": "cannot-start", "reason": str(error)})
+        return STARTUP_FAILURE
     logs.configure(place.settings.log_level)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(main(place))
+    with (
+        open(place.folder.crash(place.slot), "w") as crash,
+        asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+    ):
+        # Not to standard error, where every line is JSON. The supervisor reads which thread it was.
+        faulthandler.enable(crash, all_threads=True)
+        try:
+            runner.run(main(place))
+        except SettingError as error:
+            log.critical("cannot start", extra={"event": "cannot-start", "reason": error.message})
+            return STARTUP_FAILURE
+        except Exception:
+            log.critical("process failed", exc_info=True, extra={"event": "process-failed"})
+            return 1
+        finally:
+            faulthandler.disable()
     return 0
 
 

@@ -13,8 +13,9 @@ from gateway.control.orders import RemoteRepository
 from gateway.models.table import ServingTable
 from gateway.routing import plan as plans
 from gateway.telemetry.store import CounterStore, Snapshot
-from gateway.workers.board import RunFolder
+from gateway.workers.board import RunFolder, worker_slots
 from gateway.workers.follower import Follower
+from gateway.workers.notes import Notes
 from gateway.workers.process import TICK_S, Place, Server, entry, watch_lifeline
 
 FOLLOW_S = 0.02
@@ -26,12 +27,14 @@ async def main(place: Place) -> None:
     table = ServingTable()
     counters = CounterStore(place.folder.counters(place.slot))
     loader = ThreadPoolExecutor(1, thread_name_prefix="load")
-    follower = Follower(place.folder.plan, state.loader_for(place.settings), table, loader, counters.of)
+    notes = Notes(place.folder.notes(place.slot))
+    _forget_flights(counters)
+    follower = Follower(place.folder.plan, state.loader_for(place.settings), table, loader, counters.of, notes)
     gateway = state.assemble(
         place.settings,
         table,
         RemoteRepository(place.folder.control),
-        lambda: follower.plan.settled and follower.is_current,
+        Readiness(follower, place),
         counters,
         lambda: read_all(place.folder),
         state.journal_for(place.settings, counters),
@@ -47,6 +50,29 @@ async def main(place: Place) -> None:
         loader.shutdown(wait=False, cancel_futures=True)
         gateway.pipeline.close()
         gateway.feedback.close()
+        _forget_flights(counters)
+
+
+class Readiness:
+    """Whether this worker is ready: once it and all others follow a settled plan, and from then on.
+
+    Not before the others: who is told that one worker is ready may meet another. Later plans change nothing about it,
+    because what served goes on while they are prepared.
+    """
+
+    def __init__(self, follower: Follower, place: Place) -> None:
+        self._follower = follower
+        self._board = place.board
+        self._slots = worker_slots(state.worker_count(place.settings))
+        self._reached = False
+
+    def __call__(self) -> bool:
+        """True when it is ready."""
+        if not self._reached and self._follower.plan.settled and self._follower.is_current:
+            board, generation = self._board, self._follower.generation
+            others = [slot for slot in self._slots if board.is_ready(slot)]
+            self._reached = all(board.acknowledged(slot) >= generation for slot in others)
+        return self._reached
 
 
 def read_all(folder: RunFolder) -> Snapshot:
@@ -54,10 +80,17 @@ def read_all(folder: RunFolder) -> Snapshot:
     return Snapshot.of_files(folder.all_counters())
 
 
+def _forget_flights(counters: CounterStore) -> None:
+    """Nothing is in flight, whatever the process before this one left in the gauges when it was killed."""
+    for model, version in counters.snapshot().versions:
+        found = counters.of(model, version)
+        found.gauge(0, *found.cost_ns)
+
+
 async def _follow(place: Place, follower: Follower, server: Server) -> None:
     """Keep to the plan; accept connections once it is followed for the first time."""
     pid = os.getpid()
-    workers = [slot for slot in range(1, state.worker_count(place.settings) + 1) if slot != place.slot]
+    workers = [slot for slot in worker_slots(state.worker_count(place.settings)) if slot != place.slot]
     board = place.board
 
     def fewest() -> int | None:
