@@ -10,8 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 from gateway import app, state
-from gateway.control import blame
-from gateway.control.blame import Blame
+from gateway.control.blame import Blame, withdraw
 from gateway.control.chores import Chore, Chores, recover_journal
 from gateway.control.fleet import Fleet, FleetLoader, FleetTable, Planned
 from gateway.control.orders import OrderDesk
@@ -31,6 +30,7 @@ LOADS = 4
 
 RECOVER_S = 1.0
 """How often it is looked whether a worker died and left segments open."""
+
 JUDGE_S = 0.05
 """How often the control process looks for crashes of workers."""
 
@@ -114,7 +114,7 @@ async def _judge(manager: Manager, fleet: Fleet) -> None:
             if isinstance(record.servable, Planned)
         ]
         guilty = [(each.key, reason) for each in serving if (reason := fleet.blame.reason(each.key))]
-        blame.withdraw(manager, guilty)
+        withdraw(manager, guilty)
         if fleet.suspect(serving, time.monotonic()) or guilty:
             manager.step(time.monotonic())
         await asyncio.sleep(JUDGE_S)
