@@ -65,6 +65,9 @@ class Key(msgspec.Struct, frozen=True):
     id: str
     secret: str
 
+    def __repr__(self) -> str:
+        return f"Key({self.id!r})"
+
 
 class LinkKeys:
     """The keys in `path`, made where there are none. Read anew for each use: the file decides, for all workers."""

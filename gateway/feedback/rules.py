@@ -140,8 +140,9 @@ def problem(name: str, rule: FeedbackRule) -> str | None:
         return f"feedback name {name[:64]!r} must be a letter and up to 63 of A-Z a-z 0-9 _ . -"
     where = f"feedback.{name}"
     if rule.type == "category":
-        if not rule.values or len(rule.values) > MAX_VALUES or len(set(rule.values)) < len(rule.values):
-            return f"{where}: a category needs the list values, 1 to {MAX_VALUES} different ones"
+        # A form and a CSV file know texts alone: 1 and "1" would be the same there.
+        if not rule.values or len(rule.values) > MAX_VALUES or len(set(map(str, rule.values))) < len(rule.values):
+            return f"{where}: a category needs the list values, 1 to {MAX_VALUES} that are written differently"
         if any(isinstance(value, str) and not 0 < len(value) <= MAX_VALUE_CHARACTERS for value in rule.values):
             return f"{where}.values: each must have 1 to {MAX_VALUE_CHARACTERS} characters"
     elif rule.values:
