@@ -72,8 +72,8 @@ def _fit(table: Floats) -> Floats:
 def _excess(sums: Floats, hours: Floats, one: int) -> Floats:
     """By how much each class (C,) and class `one` explain their rows better apart than together, per row.
 
-    Beyond chance, that is. Classes were chosen for their likeness, which gathers the noise of all their hours in the difference of two: chance
-    is what that many hours could add, and three standard deviations.
+    Beyond chance, that is. Classes were chosen for their likeness, which gathers the noise of all their hours in the
+    difference of two: chance is what that many hours could add, and three standard deviations.
     """
     both = sums + sums[one]
     free = np.maximum((both > 0).sum(axis=2) - 1, 0).sum(axis=1) * (hours + hours[one] - 1)
@@ -120,7 +120,7 @@ def strayed(
 
     `blocks`: int64 (T, F, B), clean blocks in order of time. Stretches of 1, 2, 4, ... blocks, at most an eighth of the
     past, each at every half of its own length, are held against the whole; `copies` as in `Reference`. Of S stretches
-    E <= S is asked, as one in S may exceed S by chance, and an alarm needs more. 0 where rows are as good as independent.
+    E <= S is asked, as one in S may exceed S by chance; an alarm needs more. 0 where rows are as good as independent.
     As a stretch is part of the whole, its distance is scaled to the rest. A past that is shorter than the wandering it
     should show cannot show it.
     """

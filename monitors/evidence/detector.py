@@ -33,7 +33,8 @@ class Reading:
 
     `log_m`: of the average over features, to be compared with ln c. `features` (F,): log M of each feature.
     `start`: the kept start with the most evidence, None before the first block; `began`: the mark given with its block,
-    which estimates when the change began. `since` (F, B): counts from there on, `share` (F,): of the evidence.
+    which estimates when the change began. `since` (F, B): counts from there on. `expected` (F, B): the shares that the
+    references lead one to expect of them, mixed by class of time. `share` (F,): each feature's share of the evidence.
     """
 
     log_m: float
@@ -41,6 +42,7 @@ class Reading:
     start: int | None
     began: int
     since: Counts
+    expected: Floats
     share: Floats
 
 
@@ -94,22 +96,34 @@ class Detector:
         since = self._total[kind_of_time] - self._before[:, kind_of_time]
         self._evidence[:, kind_of_time] = log_evidence(self.references[kind_of_time], since)
 
+    @property
+    def log_m(self) -> float:
+        """The evidence alone, as in `reading`."""
+        if not len(self._starts):
+            return -float("inf")
+        return float(np.logaddexp.reduce(self._evidence.sum(axis=1), axis=None)) - float(np.log(self._shape[1]))
+
     def reading(self) -> Reading:
         """What the blocks so far say. Before the first block log M is minus infinity: no start, no evidence."""
         classes, features, bins = self._shape
         if not len(self._starts):
             nothing = np.full(features, -np.inf)
-            return Reading(-np.inf, nothing, None, 0, np.zeros((features, bins), np.int64), np.zeros(features))
+            table = np.zeros((features, bins), np.int64)
+            return Reading(-np.inf, nothing, None, 0, table, table.astype(np.float64), np.zeros(features))
         evidence = self._evidence.sum(axis=1)
         each = np.logaddexp.reduce(evidence, axis=0)
         whole = float(np.logaddexp.reduce(each))
         start = int(np.argmax(np.logaddexp.reduce(evidence, axis=1)))
+        since = self._total - self._before[start]
+        shares = np.stack([each.share for each in self.references])
+        rows = since.sum(axis=2, keepdims=True)
         return Reading(
             log_m=whole - float(np.log(features)),
             features=each,
             start=start,
             began=int(self._began[start]),
-            since=(self._total - self._before[start]).sum(axis=0),
+            since=since.sum(axis=0),
+            expected=(shares * rows).sum(axis=0) / np.maximum(rows.sum(axis=0), 1),
             share=np.exp(each - whole),
         )
 
