@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from gateway.errors import ClientError, HeadgateError, InvalidRequest, MethodNotAllowed, NotFound, ServerError
-from gateway.http import description, feedback, inference, repository
+from gateway.http import description, feedback, inference, predictions, repository
 from gateway.http.messages import error_response
 from gateway.http.middleware import Access, Defects, RequestId
 from gateway.state import Gateway
@@ -33,6 +33,7 @@ ROUTES = (
     Route("/v1/feedback:batch", feedback.put_many, methods=["POST"]),
     Route("/v1/feedback/{feedback_id}", feedback.delete, methods=["DELETE"]),
     Route("/v1/feedback-links", feedback.make_link, methods=["POST"]),
+    Route("/v1/predictions/{prediction_id}", predictions.prediction),
     Route("/f/{token}", feedback.ask),
     Route("/f/{token}", feedback.vote, methods=["POST"]),
     Route(f"{_MODEL}/infer", inference.infer, methods=["POST"]),

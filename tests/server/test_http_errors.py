@@ -60,6 +60,7 @@ def address_of(path: str) -> str:
     """A route's pattern with everything filled in."""
     values = {"model": "echo", "version": "1", "alias": "champion", "rest:path": "region/r/register"}
     values |= {"feedback_id": "0190a5e2-0000-7000-8000-000000000000", "token": "key.link.mac"}
+    values |= {"prediction_id": "0190a5e2-0000-8000-8000-000000000000"}
     for name, value in values.items():
         path = path.replace(f"{{{name}}}", value)
     assert "{" not in path
