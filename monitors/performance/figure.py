@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 CONFIDENCE = 0.95
-_Z = 1.959963984540054  # the normal quantile of (1 + CONFIDENCE) / 2
+Z = 1.959963984540054  # the normal quantile of (1 + CONFIDENCE) / 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +32,9 @@ def undefined(n: int) -> Figure:
 def wilson(share: float, n: float) -> tuple[float, float]:
     """Wilson's score interval for a share of `n` trials; `n` may be an effective number. E. B. Wilson, 1927."""
     share = min(max(share, 0.0), 1.0)
-    centre = share + _Z * _Z / (2 * n)
-    half = _Z * math.sqrt(share * (1 - share) / n + _Z * _Z / (4 * n * n))
-    scale = 1 + _Z * _Z / n
+    centre = share + Z * Z / (2 * n)
+    half = Z * math.sqrt(share * (1 - share) / n + Z * Z / (4 * n * n))
+    scale = 1 + Z * Z / n
     return max(0.0, min(share, (centre - half) / scale)), min(1.0, max(share, (centre + half) / scale))
 
 
@@ -56,13 +56,13 @@ def mean(total: float, squares: float, weight: float, n: int, effective: float |
     if trials < 2:
         return Figure(value, n)
     variance = max(0.0, squares / weight - value * value) * trials / (trials - 1)
-    half = _Z * math.sqrt(variance / trials)
+    half = Z * math.sqrt(variance / trials)
     return Figure(value, n, value - half, value + half)
 
 
 def around(value: float, variance: float, n: int, *, error: float = 0.0) -> Figure:
     """A value with the normal interval that `variance` gives it."""
-    half = _Z * math.sqrt(max(variance, 0.0))
+    half = Z * math.sqrt(max(variance, 0.0))
     return Figure(value, n, value - half, value + half, error)
 
 
@@ -73,7 +73,7 @@ def in_unit(value: float, deviation: float, n: int, fallback: float, *, error: f
     """
     if not 0.0 < value < 1.0 or deviation <= 0.0:
         return Figure(value, n, *wilson(value, fallback), error)
-    centre, half = math.log(value / (1 - value)), _Z * deviation / (value * (1 - value))
+    centre, half = math.log(value / (1 - value)), Z * deviation / (value * (1 - value))
     return Figure(value, n, _expit(centre - half), _expit(centre + half), error)
 
 
