@@ -6,6 +6,7 @@ its checksum, and everything before it is good. One process writes a file; any p
 
 from __future__ import annotations
 
+import mmap
 import os
 import struct
 import zlib
@@ -43,7 +44,7 @@ def pack(payload: bytes) -> bytes:
     return _HEAD.pack(len(payload), zlib.crc32(payload)) + payload
 
 
-def unpack(data: bytes | memoryview, offset: int) -> tuple[bytes, int] | str:
+def unpack(data: bytes | memoryview | mmap.mmap, offset: int) -> tuple[bytes, int] | str:
     """(payload, where the next frame begins), or in words why there is no good frame at `offset`."""
     if len(data) - offset < _HEAD.size:
         return "the head of a frame is cut"
@@ -59,7 +60,7 @@ def unpack(data: bytes | memoryview, offset: int) -> tuple[bytes, int] | str:
     return payload, start + length
 
 
-def scan(data: bytes | memoryview, offset: int = len(MAGIC)) -> Iterator[Frame | Torn]:
+def scan(data: bytes | memoryview | mmap.mmap, offset: int = len(MAGIC)) -> Iterator[Frame | Torn]:
     """Every good frame from `offset` on; last, if anything bad follows them, what that is."""
     while offset < len(data):
         found = unpack(data, offset)

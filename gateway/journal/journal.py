@@ -81,6 +81,9 @@ class Journal:
         if recorder is not None:
             recorder.roll(0)
             self._closing += recorder.closing + recorder.segments()
+            spare = self._spare.pop((servable.model, servable.version), None)
+            if spare is not None:
+                self._submit(_finish_spare, spare)
 
     def tick(self, now: float) -> None:
         """Publish how far segments are written; roll, seal and flush them. Called a few times a second."""
@@ -220,6 +223,10 @@ def _flush_all(segments: list[Segment]) -> None:
 
 def _finish(segment: Segment) -> None:
     segment.finish()
+
+
+def _finish_spare(spare: Future[Segment]) -> None:
+    spare.result().finish()
 
 
 def _secret(path: Path) -> bytes:

@@ -178,11 +178,53 @@ class Segment:
         return Record(name, spec.model, spec.version, spec.digest, meta, inputs, outputs, frame)
 
 
+class Side:
+    """The frames of a segment, mapped: for reading many of them. `damaged` counts those that could not be read."""
+
+    def __init__(self, segment: Segment) -> None:
+        self._segment = segment
+        self._data: mmap.mmap | bytes = b""
+        self.damaged = 0
+
+    def __enter__(self) -> Side:
+        try:
+            with self._segment.path.with_suffix(SIDE_SUFFIX).open("rb") as file:
+                if os.fstat(file.fileno()).st_size:
+                    self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except FileNotFoundError:
+            pass
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if isinstance(self._data, mmap.mmap):
+            self._data.close()
+
+    def frame(self, offset: int) -> dict[str, Any]:
+        """The frame at an offset; empty where it is damaged."""
+        found = unpack(self._data, offset)
+        if isinstance(found, str):
+            self.damaged += 1
+            return {}
+        return _decode(found[0])
+
+    def rowless(self) -> Iterator[dict[str, Any]]:
+        """Frames that belong to no row: of requests that were refused before they had one."""
+        for item in scan(self._data):
+            if not isinstance(item, Torn):
+                frame = _decode(item.payload)
+                if "row" not in frame:
+                    yield frame
+
+
 def tensors(values: dict[str, Any]) -> dict[str, Any]:
-    """The values of a frame as arrays: ``{"d": dtype, "s": shape, "b": bytes}``, or a list of strings."""
+    """The values of a frame as arrays: ``{"d": dtype, "s": shape, "b": bytes}``, or a list of strings.
+
+    Of what a frame has only a digest of there is no value.
+    """
     return {
         name: np.frombuffer(value["b"], value["d"]).reshape(value["s"]) if isinstance(value, dict) else value
         for name, value in values.items()
+        if not isinstance(value, dict) or "b" in value
     }
 
 

@@ -1,0 +1,175 @@
+"""What was answered is in the journal, whatever is killed and whenever: real processes, `kill -9`, real traffic."""
+
+from __future__ import annotations
+
+import http.client
+import itertools
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gateway.journal.reader import Locator, Segment, segments
+from gateway.journal.segment import is_orphan
+from tests.onnx_models import identity, put
+from tests.servers import Server
+
+KILLS = ["worker 1", "worker 2", "control", "worker 2", "worker 1", "control", "worker 1"]
+"""Who is killed in turn, for each flush policy: 21 in all. More of one role would only wait for its back-off."""
+
+
+class Clients:
+    """Clients that send values which occur once, and remember what they were answered."""
+
+    def __init__(self, server: Server, count: int = 8) -> None:
+        self._server = server
+        self._ending = threading.Event()
+        self._numbers = itertools.count(1)
+        self.answered: dict[str, float] = {}
+        self.wrong: list[str] = []
+        self._threads = [threading.Thread(target=self._run, args=(index,)) for index in range(count)]
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """Let every client finish what it has begun."""
+        self._ending.set()
+        for thread in self._threads:
+            thread.join(30)
+
+    def _run(self, index: int) -> None:
+        connection = None
+        host, _, port = self._server.address.partition(":")
+        while not self._ending.is_set():
+            try:
+                connection = connection or http.client.HTTPConnection(host, int(port), timeout=10)
+                self._ask(connection, index)
+            except (OSError, http.client.HTTPException):
+                if connection is not None:
+                    connection.close()
+                connection = None
+                time.sleep(0.01)
+        if connection is not None:
+            connection.close()
+
+    def _ask(self, connection: http.client.HTTPConnection, index: int) -> None:
+        value = float(next(self._numbers))
+        item = {"name": "x", "shape": [1, 4], "datatype": "FP32", "data": [value, -value, 0.5, index]}
+        document: dict[str, Any] = {"inputs": [item]}
+        if index % 4 == 0:
+            # Records with a name have a frame beside their row.
+            document["id"] = f"request-{value:.0f}"
+        connection.request("POST", "/v2/models/echo/infer", json.dumps(document))
+        reply = connection.getresponse()
+        body = json.loads(reply.read())
+        if reply.status != 200 or body["outputs"][0]["data"][0] != value:
+            self.wrong.append(f"{reply.status} {body}")
+            return
+        self.answered[body["parameters"]["prediction_id"]] = value
+
+
+def record_row(prediction_id: str) -> int:
+    """The row that an id names."""
+    return int(prediction_id[-8:], 16)
+
+
+def find_all(data: Path, answered: dict[str, float]) -> list[str]:
+    """The ids of answered predictions that are not in the journal as they were answered."""
+    locator = Locator(data, keep=4096)
+    lost = []
+    for prediction_id, value in answered.items():
+        record = locator.record(prediction_id)
+        if record is None or record.inputs["x"][0] != value or record.outputs["y"][0] != value:
+            lost.append(prediction_id)
+            continue
+        names = [name for row, _, name, _ in record.frame.get("notes", []) if row == record_row(prediction_id)]
+        if int(record.inputs["x"][3]) % 4 == 0 and names != [f"request-{value:.0f}"]:
+            lost.append(prediction_id)
+    return lost
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("flush", ["process", "interval", "commit"])
+def test_every_answered_prediction_is_found_after_any_process_was_killed(
+    tmp_path: Path, start_server: Callable[..., Server], flush: str
+) -> None:
+    put(tmp_path / "models", "echo", 1, identity())
+    server = start_server(tmp_path / "models", "--workers", "2", "--journal-flush", flush)
+    data = tmp_path / "server0" / "data"
+    clients = Clients(server)
+    try:
+        for role in KILLS:
+            before = len(clients.answered)
+            server.wait_for(lambda before=before: len(clients.answered) > before + 40, 20, "clients are answered")
+            pid = server.pid(role)
+            os.kill(pid, signal.SIGKILL)
+            server.wait_for(lambda pid=pid, role=role: server.pid(role) != pid, 20, "it is replaced")
+        before = len(clients.answered)
+        server.wait_for(lambda: len(clients.answered) > before + 40, 20, "clients are answered")
+    finally:
+        clients.stop()
+    assert clients.wrong == []
+    assert find_all(data, clients.answered) == []
+    server.wait_for(lambda: all(map(is_kept_well, segments(data / "journal"))), 20, "what was left is sealed")
+    assert server.stop() == 0
+    left = segments(data / "journal")
+    assert find_all(data, clients.answered) == []
+    assert [Segment.open(path).verify() for path in left] == [[]] * len(left)
+    assert all(Segment.open(path).sealed for path in left)
+    # Rows are records once: as many as were answered, and those whose clients were cut off with their worker.
+    rows = sum(int(np.count_nonzero(Segment.open(path).column("status") == 200)) for path in left)
+    assert len(clients.answered) <= rows <= len(clients.answered) + 8 * len(KILLS)
+    assert "damaged" not in {line["event"] for line in server.log()}
+
+
+def is_kept_well(path: Path) -> bool:
+    """Sealed, or written by a worker that lives (which holds its lock)."""
+    try:
+        return Segment.open(path).sealed or not is_orphan(path)
+    except FileNotFoundError:
+        return True
+
+
+def test_a_torn_frame_and_a_flipped_bit_are_reported_and_the_rest_is_kept(
+    tmp_path: Path, start_server: Callable[..., Server]
+) -> None:
+    put(tmp_path / "models", "echo", 1, identity())
+    server = start_server(tmp_path / "models")
+    data = tmp_path / "server0" / "data"
+    answered = {}
+    for value in range(1, 60):
+        item = {"name": "x", "shape": [1, 4], "datatype": "FP32", "data": [value, 0, 0, 0]}
+        reply = server.infer("echo", {"id": f"request-{value}", "inputs": [item]})
+        answered[reply["parameters"]["prediction_id"]] = float(value)
+    (path,) = segments(data / "journal")
+    server.wait_for(lambda: Segment.open(path).protected == 59, 10, "what was answered has a checksum")
+    for role in ("control", "worker 1"):
+        os.kill(server.pid(role), signal.SIGSTOP)
+    server.process.kill()
+    for role in ("control", "worker 1"):
+        os.kill(server.pid(role), signal.SIGKILL)
+    server.process.wait()
+    spec = Segment.open(path).spec
+    column = spec.group("input")[0]
+    content = bytearray(path.read_bytes())
+    content[column.offset + 20 * column.row_bytes] ^= 0x10
+    path.write_bytes(content)
+    side = path.with_suffix(".side")
+    side.write_bytes(side.read_bytes() + b"\x40\x00\x00\x00torn")
+
+    again = start_server(tmp_path / "models", "--data", str(data))
+    again.wait_for(lambda: any(line["event"] == "journal-damaged" for line in again.log()), 20, "it is reported")
+    (line,) = [line for line in again.log() if line["event"] == "journal-damaged"]
+    assert (line["rows"], line["cut"], line["torn_bytes"]) == (59, 0, 8)
+    assert "do not fit their checksum" in line["damage"][0]
+    metrics = again.request("GET", "/metrics")[2].decode()
+    assert 'headgate_journal_lost_total{reason="damaged"} 1.0' in metrics
+    lost = find_all(data, answered)
+    assert lost == [list(answered)[20]], "only the row with the flipped bit reads otherwise than it was answered"
