@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -109,7 +110,7 @@ class Alarms:
 
     def _raise(self, name: str, watch: Watch, now_ns: int) -> Alarm:
         alarm = Alarm(
-            id=f"{name}:{self.model}:{self.version}:{now_ns}:{self.raised}",
+            id=hashlib.sha256(f"{name} {self.model} {self.version} {now_ns} {self.raised}".encode()).hexdigest()[:32],
             watch=name,
             model=self.model,
             version=self.version,

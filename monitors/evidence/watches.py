@@ -106,12 +106,12 @@ class RecentWatch:
     """Are rows different from those of last week? The reference is the epoch before this one, whatever it held.
 
     Half of the budget is for what the detector may say wrongly, half for epochs that misrepresent their own truth: with
-    e epochs in the budget's period each is allowed alarms / (2 e) of that. Silent until one epoch is complete, and so
-    after `restart` as before: the reference is no evidence, it stays.
+    e epochs in the budget's period each is allowed alarms / (2 e) of that. Silent until one epoch is complete, also
+    after `restart`: a change that somebody has taken note of is the new normal, which is learned from then on.
     """
 
     kind = "changed-since-last-week"
-    FIELDS = {"began": int, "gathered": np.ndarray, "reference": np.ndarray, "detector": bytes}
+    FIELDS = {"began": list, "gathered": np.ndarray, "reference": np.ndarray, "detector": bytes}
 
     def __init__(
         self,
@@ -129,9 +129,9 @@ class RecentWatch:
         self.log_threshold = budget.part(0.5).log_threshold(block_s)
         self._delta = min(budget.alarms * epoch_s / budget.period_s / 2, 0.1)
         self._tolerance, self._copies = tolerance, copies
-        self._began: int | None = None
         self._gathered = np.zeros((len(features.names), int(features.sizes.max())), dtype=np.int64)
         self._reference = np.zeros_like(self._gathered)
+        self._began: int | None = None
         self._detector = Detector([self._build()])
 
     def _build(self) -> Reference:
@@ -171,12 +171,15 @@ class RecentWatch:
         return feature_finding(self.features, self._detector, self.log_threshold)
 
     def restart(self) -> None:
-        """Forget the evidence so far; the reference stays."""
-        self._detector.restart()
+        """Forget evidence and reference, and begin an epoch with the next block."""
+        self._began = None
+        self._gathered = np.zeros_like(self._gathered)
+        self._reference = np.zeros_like(self._gathered)
+        self._detector = Detector([self._build()])
 
     def to_bytes(self) -> bytes:
         """The state."""
-        began = -1 if self._began is None else self._began
+        began = [] if self._began is None else [self._began]
         detector = self._detector.to_bytes()
         counts = {"gathered": self._gathered, "reference": self._reference}
         return pack(self.kind, {"began": began, "detector": detector, **counts})
@@ -186,7 +189,7 @@ class RecentWatch:
         state = unpack(self.kind, data, self.FIELDS)
         if not state["gathered"].shape == state["reference"].shape == self._gathered.shape:
             raise ValueError(f"expected counts of shape {self._gathered.shape} in the state")
-        self._began = None if state["began"] < 0 else state["began"]
+        self._began = state["began"][0] if state["began"] else None
         self._gathered, self._reference = state["gathered"], state["reference"]
         self._detector = Detector([self._build()])
         self._detector.load(state["detector"])
