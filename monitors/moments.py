@@ -17,9 +17,10 @@ def moments(state: State) -> tuple[Counts, Floats, Floats]:
     """n, mean and variance (n - 1 in the denominator), each (F,), of the finite numbers of a state.
 
     The values are rounded down to units of w = 2**unit of the feature, and half a unit is added back unless the
-    baseline held whole numbers only. So the mean is off by at most w / 2 (0 for whole numbers while w is 1), and, as
-    the rounding errors lie within +-w / 2, the standard deviation by at most w / 2 * sqrt(n / (n - 1)) (Minkowski's
-    inequality). NaN where n < 1 (mean) or n < 2 (variance), and for categories.
+    baseline held whole numbers only. So the mean is off by at most w / 2 (0 for whole numbers while w is 1, and w for
+    fractions that come where the baseline held none), and, as the rounding errors lie within +-w / 2, the standard
+    deviation by at most w / 2 * sqrt(n / (n - 1)) (Minkowski's inequality). NaN where n < 1 (mean) or n < 2 (variance),
+    and for categories.
     """
     n = state.finite
     mean, variance = np.full(len(n), np.nan), np.full(len(n), np.nan)
