@@ -101,21 +101,36 @@ def encode(value: Value) -> str:
     return str(value)
 
 
-def ask(link: Link, rule: FeedbackRule, wrong: str = "") -> str:
-    """The page that asks; `wrong` says what was not right about the answer before."""
+def ask(link: Link, rule: FeedbackRule, wrong: str = "", given: str = "") -> str:
+    """The page that asks; `wrong` says what was not right about the answer that was `given` before."""
     title = question(link, rule)
     alert = f'<p class="bad" role="alert" id="wrong">{escape(wrong)}</p>' if wrong else ""
     until = datetime.fromtimestamp(link.expires_s, UTC)
     note = f'You can answer, and change your answer, until <time datetime="{until:%Y-%m-%dT%H:%M:%SZ}">'
     note = f'<p class="note">{note}{until.day} {until:%B %Y, %H:%M} UTC</time>.</p>'
     options = choices(link, rule)
-    form = _choose(title, options) if options else _write(title, rule, bool(wrong))
+    form = _choose(title, options) if options else _write(title, rule, given, bool(wrong))
     return _document(title, f'{alert}<form method="post" autocomplete="off">{form}</form>{note}', bool(wrong))
+
+
+def wanted(rule: FeedbackRule) -> str:
+    """What is to be written, in words for a person."""
+    low, high = rule.bounds
+    if rule.type == "text":
+        return (
+            f"Please write at most {high} characters." if low in (0, 1) else f"Please write {low} to {high} characters."
+        )
+    noun = "a whole number" if rule.type == "integer" else "a number"
+    if low is not None and high is not None:
+        return f"Please give {noun} from {low} to {high}."
+    if low is not None:
+        return f"Please give {noun} of at least {low}."
+    return f"Please give {noun}" + (f" of at most {high}." if high is not None else ".")
 
 
 def wrong(link: Link, rule: FeedbackRule) -> str:
     """What is said about an answer that the link does not permit."""
-    return "Please choose one of the answers." if choices(link, rule) else f"The answer must be {rule.describe()}."
+    return "Please choose one of the answers." if choices(link, rule) else f"That did not fit. {wanted(rule)}"
 
 
 def thank(link: Link, rule: FeedbackRule, value: Value) -> str:
@@ -144,19 +159,20 @@ def _choose(title: str, options: Sequence[Value]) -> str:
     return f'<h1><label for="value">{escape(title)}</label></h1>{select}<p><button class="primary">Send</button></p>'
 
 
-def _write(title: str, rule: FeedbackRule, is_wrong: bool) -> str:
+def _write(title: str, rule: FeedbackRule, given: str, is_wrong: bool) -> str:
     low, high = rule.bounds
     told = ' aria-invalid="true" aria-describedby="hint wrong"' if is_wrong else ' aria-describedby="hint"'
     if rule.type == "text":
         bounds = f' minlength="{low}" maxlength="{high}"'
-        field = f'<textarea name="value" id="value" rows="5" required{bounds}{told}></textarea>'
+        field = f'<textarea name="value" id="value" rows="5" required{bounds}{told}>{escape(given)}</textarea>'
     else:
         if rule.type == "integer":
             low, high = (-MAX_INTEGER if low is None else low), (MAX_INTEGER if high is None else high)
         limits = "".join(f' {key}="{bound}"' for key, bound in (("min", low), ("max", high)) if bound is not None)
         step = "1" if rule.type == "integer" else "any"
-        field = f'<input name="value" id="value" type="number" step="{step}" required{limits}{told}>'
-    hint = f'<p id="hint">Please give {escape(rule.describe())}.</p>'
+        kind = f'type="number" step="{step}" value="{escape(given)}"'
+        field = f'<input name="value" id="value" {kind} required{limits}{told}>'
+    hint = f'<p id="hint">{wanted(rule)}</p>'
     heading = f'<h1><label for="value">{escape(title)}</label></h1>'
     return f'{heading}{hint}{field}<p><button class="primary">Send</button></p>'
 

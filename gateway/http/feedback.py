@@ -107,7 +107,7 @@ async def vote(request: Request) -> Response:
         given = form.get("value", [])
         value = page.read_value(given[0], link, rule) if len(given) == 1 else None
         if value is None:
-            return _html(page.ask(link, rule, page.wrong(link, rule)), 422)
+            return _html(page.ask(link, rule, page.wrong(link, rule), given[0] if given else ""), 422)
         outcome = await gateway_of(request).feedback.vote(link, value)
         if isinstance(outcome, HeadgateError):
             raise outcome

@@ -213,16 +213,16 @@ def test_numbers_and_texts_are_written(desk: Desk, name: str, given: str, value:
 @pytest.mark.parametrize(
     ("name", "given", "words"),
     [
-        ("stars", "6", "an integer from 1 to 5"),
-        ("stars", "4.5", "an integer from 1 to 5"),
-        ("stars", "1_0", "an integer from 1 to 5"),
-        ("stars", "", "an integer from 1 to 5"),
-        ("stars", "9" * 5000, "an integer from 1 to 5"),
-        ("delay", "nan", "a number at least -60"),
-        ("delay", "inf", "a number at least -60"),
-        ("delay", "much", "a number at least -60"),
-        ("comment", "", "a text of 1 to 200 characters"),
-        ("comment", "x" * 201, "a text of 1 to 200 characters"),
+        ("stars", "6", "a whole number from 1 to 5"),
+        ("stars", "4.5", "a whole number from 1 to 5"),
+        ("stars", "1_0", "a whole number from 1 to 5"),
+        ("stars", "", "a whole number from 1 to 5"),
+        ("stars", "9" * 5000, "a whole number from 1 to 5"),
+        ("delay", "nan", "a number of at least -60"),
+        ("delay", "inf", "a number of at least -60"),
+        ("delay", "much", "a number of at least -60"),
+        ("comment", "", "write at most 200 characters"),
+        ("comment", "x" * 201, "write at most 200 characters"),
         ("late", "yes", "Please choose one of the answers."),
     ],
 )
@@ -231,6 +231,8 @@ def test_a_wrong_answer_is_asked_again_with_what_is_wanted(desk: Desk, name: str
     assert words in document.text
     assert any(attributes.get("role") == "alert" for _, attributes in document.elements)
     assert len(document.all("form")) == 1
+    for field in document.all("input"):
+        assert field["value"] == given
     assert desk.events() == []
 
 
@@ -306,6 +308,26 @@ def test_the_access_log_does_not_hold_the_permission(tmp_path: Any, caplog: pyte
     assert [getattr(line, "path", "") for line in lines[-2:]] == ["/f/{token}"] * 2
     assert path.removeprefix("/f/") not in json.dumps([vars(line) for line in lines], default=str)
     desk.feedback.close()
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance as WCAG 2.2 defines it."""
+    digits = colour.lstrip("#")
+    digits = "".join(digit * 2 for digit in digits) if len(digits) == 3 else digits
+    parts = [int(digits[at : at + 2], 16) / 255 for at in (0, 2, 4)]
+    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+@pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
+def test_every_text_has_contrast(scheme: int) -> None:
+    """At least 4.5 : 1 (WCAG 2.2, success criterion 1.4.3), in light and in dark colours."""
+    colours = dict(
+        re.findall(r"--([a-z]+): (#[0-9a-f]{3,6})", re.findall(r":root \{(.*?)\}", page.STYLE, re.DOTALL)[scheme])
+    )
+    for front, back in (("ink", "paper"), ("mark", "paper"), ("on", "mark"), ("line", "paper"), ("bad", "paper")):
+        high, low = sorted((luminance(colours[front]), luminance(colours[back])), reverse=True)
+        assert (high + 0.05) / (low + 0.05) >= 4.5, (front, back)
 
 
 RULES = st.one_of(
