@@ -72,6 +72,7 @@ class Supervisor:
             Child(slot, f"worker {slot}", "gateway.workers.worker", data_fd) for slot in range(1, workers + 1)
         ]
         self._renewal = Renewal(self._children, self._board, workers, self._start_one, START_S)
+        self._patience_s = settings.grace_s + settings.drain_s + KILL_AFTER_S
         self._stopping_since: float | None = None
         self._exit_code = 0
 
@@ -160,7 +161,7 @@ class Supervisor:
             beat = self._board.last_beat_ns(child.slot) / 1e9
             child.was_up = child.was_up or beat > 0
             silent = now - beat if beat else now - child.started_at - START_S
-            if child.retired_at is not None and now - child.retired_at > self._settings.drain_s + KILL_AFTER_S:
+            if child.retired_at is not None and now - child.retired_at > self._patience_s:
                 child.send(signal.SIGKILL)
             elif silent > self._settings.heartbeat_timeout_s:
                 done = child.unhang(now)
@@ -175,13 +176,13 @@ class Supervisor:
             for listener in self._sockets:
                 listener.close()
         else:
-            self._stopping_since = now - self._settings.drain_s - KILL_AFTER_S + 1.0
+            self._stopping_since = now - self._patience_s + 1.0
         for child in self._children:
             child.send(signal.SIGTERM)
 
     def _hurry(self, now: float) -> None:
         since = self._stopping_since
-        if since is not None and now - since > self._settings.drain_s + KILL_AFTER_S:
+        if since is not None and now - since > self._patience_s:
             for child in self._children:
                 child.send(signal.SIGKILL)
 

@@ -88,6 +88,14 @@ class Settings:
         25.0, "Serving", seconds(0, 3600),
         "How long a shutdown waits for requests in flight. Keep it below the time after which the process manager "
         "kills: 30 s in Kubernetes.")
+    grace_s: float = _row(
+        0.0, "Serving", seconds(0, 3600),
+        "How long a server that is told to end still takes new connections, while `/v2/health/ready` says 503: time "
+        "for load balancers to notice. 5 s suits Kubernetes; it comes before `drain_s`.")
+    max_worker_memory_bytes: int = _row(
+        0, "Serving", size(0, 1024 * GIB),
+        "Resident memory of a worker above which it answers inference with 503, until it is below nine tenths of it. "
+        "0 is no limit.")
     repository_api: bool = _row(
         True, "Serving", switch(),
         "Whether versions may be loaded and unloaded and aliases moved over HTTP. If not, these calls are answered "

@@ -37,6 +37,8 @@ OTHERS: dict[str, tuple[str, Any]] = {
     "max_url_bytes": ("8KiB", 8192),
     "max_chunks": ("1000", 1000),
     "drain_s": ("0.5", 0.5),
+    "grace_s": ("5", 5.0),
+    "max_worker_memory_bytes": ("2GiB", 2 << 30),
     "repository_api": ("false", False),
     "log_level": ("DEBUG", "debug"),
     "access_log": ("true", True),

@@ -11,7 +11,9 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -35,6 +37,9 @@ log = logging.getLogger("headgate.process")
 TICK_S = 0.25
 PAUSE_S = 0.005
 """How long a worker with many more connections than another leaves new ones to that one."""
+
+LATE_S = 0.1
+"""How long a client that came last has for its request to arrive."""
 
 SLACK = 2
 """Connections by which workers may differ before that happens."""
@@ -79,6 +84,7 @@ class Acceptor:
         self._others: Callable[[], int | None] = lambda: None
         self._changed: Callable[[int], None] = lambda count: None
         self._open = False
+        self._late = False
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def share(self, fewest: Callable[[], int | None], changed: Callable[[int], None]) -> None:
@@ -93,14 +99,19 @@ class Acceptor:
             self._loop.add_reader(self._listener, self._accept)
 
     def close(self) -> None:
-        """Stop accepting."""
+        """Stop accepting. Whom the system has let in already is taken: closing would reset those connections."""
         if self._open:
             self._open = False
             self._loop.remove_reader(self._listener)
+            with suppress(OSError):
+                while self._count() + len(self._tasks) < self._cap and self._take():
+                    self._late = True
         self._listener.close()
 
     async def wait_closed(self) -> None:
-        """uvicorn asks its servers; there is nothing to wait for."""
+        """uvicorn asks its servers before it closes what is idle: who came last may just be sending its request."""
+        if self._late:
+            await asyncio.sleep(LATE_S)
 
     def _pause(self, seconds: float) -> None:
         self._loop.remove_reader(self._listener)
@@ -117,19 +128,26 @@ class Acceptor:
             self._pause(PAUSE_S)
             return
         try:
-            connection, _ = self._listener.accept()
-        except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-            return
+            taken = self._take()
         except OSError as error:
             log.error("cannot accept", extra={"event": "accept-failed", "reason": os.strerror(error.errno or 0)})
             # Out of descriptors or memory: asking again at once would only burn the processor.
             self._pause(1.0 if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM) else PAUSE_S)
             return
+        if taken:
+            self._changed(count + 1)
+
+    def _take(self) -> bool:
+        """Accept one connection; False where there is none. Raises OSError where it cannot be accepted."""
+        try:
+            connection, _ = self._listener.accept()
+        except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+            return False
         connection.setblocking(False)
         task = self._loop.create_task(self._serve(connection))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        self._changed(count + 1)
+        return True
 
     async def _serve(self, connection: socket.socket) -> None:
         try:
@@ -160,7 +178,9 @@ class Server(uvicorn.Server):
         self.gateway = gateway
         self._listener = listener
         self._cap = cap
+        self._stop_at = math.inf
         self.acceptor: Acceptor | None = None
+        self.is_retiring: Callable[[], bool] = lambda: False
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """See uvicorn; the acceptor is made here and started by its owner."""
@@ -178,10 +198,16 @@ class Server(uvicorn.Server):
         return len(self.server_state.connections)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Called for a signal: only flags are set here."""
+        """Called for a signal: only flags are set here. A process with a successor has nothing to wait for."""
         if self.gateway.draining:
             self.force_exit = True
-        self.stop()
+            self.stop()
+        elif self.is_retiring():
+            self.should_exit = True
+        else:
+            self.gateway.draining = True
+            self._stop_at = time.monotonic() + self.gateway.settings.grace_s
+            self.should_exit = not self.gateway.settings.grace_s
 
     def stop(self) -> None:
         """Finish what is in flight and end."""
@@ -191,6 +217,8 @@ class Server(uvicorn.Server):
     def tick(self, now: float) -> None:
         """Set the coarse clock and end connections that take too long."""
         self.gateway.clock.now = now
+        if now >= self._stop_at:
+            self.should_exit = True
         self.gateway.pipeline.tick()
         for connection in list(self.server_state.connections):
             if isinstance(connection, fast.FastProtocol):

@@ -15,6 +15,7 @@ from gateway.routing import plan as plans
 from gateway.telemetry.store import CounterStore, Snapshot
 from gateway.workers.board import RunFolder, worker_slots
 from gateway.workers.follower import Follower
+from gateway.workers.memory import MemoryGuard
 from gateway.workers.notes import Notes
 from gateway.workers.process import TICK_S, Place, Server, entry, watch_lifeline
 
@@ -40,8 +41,10 @@ async def main(place: Place) -> None:
         state.journal_for(place.settings, counters),
     )
     server = Server(app.build(gateway), gateway, place.listener, host.connection_cap(host.open_files()) or 1 << 20)
+    server.is_retiring = lambda: place.board.is_retiring(place.slot)
     watch_lifeline(place.lifeline, server.stop)
-    tasks = [asyncio.create_task(_follow(place, follower, server)), asyncio.create_task(_beat(place, server))]
+    guard = MemoryGuard(gateway.pipeline, place.settings.max_worker_memory_bytes)
+    tasks = [asyncio.create_task(_follow(place, follower, server)), asyncio.create_task(_beat(place, server, guard))]
     try:
         await server.serve()
     finally:
@@ -114,10 +117,11 @@ async def _follow(place: Place, follower: Follower, server: Server) -> None:
     board.acknowledge(place.slot, follower.generation, ready=False)
 
 
-async def _beat(place: Place, server: Server) -> None:
+async def _beat(place: Place, server: Server, guard: MemoryGuard) -> None:
     """Show signs of life from inside the loop."""
     while True:
         server.tick(time.monotonic())
+        guard.check()
         place.board.beat(place.slot, time.monotonic_ns(), server.connections())
         await asyncio.sleep(TICK_S)
 
