@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 import numpy as np
 import xxhash
 
+from gateway.errors import NotReady
 from gateway.inference.block import Block, Layout
 from gateway.journal import keep, schema
 from gateway.journal.keep import JournalRule, Kept
@@ -272,8 +274,9 @@ class Recorder:
         """A request that never got a row: its record is a frame alone."""
         segment = self._segments[1]
         if segment is None:
-            block = self.next(1, 1, self._windows[1])
-            segment = block.segment
+            # It is refused already: that it cannot be recorded either must not hide why.
+            with suppress(NotReady):
+                segment = self.next(1, 1, self._windows[1]).segment
         if segment is None:
             self._dropped(1)
             return

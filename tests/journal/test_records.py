@@ -1,0 +1,292 @@
+"""What becomes of requests in the journal: rules of what is kept, strings, varying shapes, several rows, failures."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import xxhash
+
+from gateway.errors import HeadgateError, NotReady
+from gateway.inference.admission import Quotas
+from gateway.inference.pipeline import Pipeline
+from gateway.journal import recovery
+from gateway.journal.journal import Journal, JournalSettings
+from gateway.journal.keep import JournalRule, KeepRule
+from gateway.journal.reader import Locator, Record, Segment, segments
+from gateway.journal.segment import Segment as WrittenSegment
+from gateway.models.config import ModelConfig
+from gateway.models.servable import Servable
+from gateway.oip.limits import Limits
+from gateway.telemetry.store import CounterStore
+from gateway.types import Contract, TensorSpec
+from tests.inference.fakes import FakeDoor, FakeSession, servable, table_of
+
+FIXED = Contract((TensorSpec("x", "FP32", (-1, 2)),), (TensorSpec("y", "FP32", (-1, 2)),), batched=True)
+MIXED = Contract(
+    (TensorSpec("x", "FP32", (-1, 2)), TensorSpec("city", "BYTES", (-1, 1))),
+    (TensorSpec("y", "FP32", (-1, 2)),),
+    batched=True,
+)
+FREE = Contract((TensorSpec("x", "FP32", (-1, -1)),), (TensorSpec("y", "FP32", (-1, -1)),), batched=True)
+
+
+def item(name: str, datatype: str, shape: list[int], data: list[Any]) -> dict[str, Any]:
+    return {"name": name, "shape": shape, "datatype": datatype, "data": data}
+
+
+def numbers(*rows: tuple[float, float]) -> dict[str, Any]:
+    return {"inputs": [item("x", "FP32", [len(rows), 2], [value for row in rows for value in row])]}
+
+
+class World:
+    """A pipeline with a journal over one version."""
+
+    def __init__(self, data: Path, version: Servable, **rules: Any) -> None:
+        self.data = data
+        self.dropped: dict[str, int] = {}
+        settings = {"segment_bytes": 1 << 20, "max_age_s": 3600.0, "flush": "process", "required": False}
+        self.journal = Journal(JournalSettings(folder=data / "journal", **(settings | rules)), self._count)
+        self.pipeline = Pipeline(table_of(version), CounterStore(), Limits(), Quotas(), 30.0, 60.0, self.journal)
+        self.door = FakeDoor()
+
+    def _count(self, what: str, number: int) -> None:
+        self.dropped[what] = self.dropped.get(what, 0) + number
+
+    def send(self, document: dict[str, Any], key: str = "", request_id: str = "") -> None:
+        call = self.pipeline.admit(("m", None), self.door, time.monotonic_ns(), request_id, key)
+        self.pipeline.submit(call, json.dumps(document).encode(), None)
+
+    def ids(self) -> list[str]:
+        return [json.loads(body)["parameters"]["prediction_id"] for body in self.door.bodies]
+
+    def records(self) -> list[Record]:
+        found = [Locator(self.data).record(each) for each in self.ids()]
+        return [record for record in found if record is not None]
+
+
+def with_rule(contract: Contract, **rules: KeepRule) -> Servable:
+    version = servable(FakeSession(), contract)
+    version.config = ModelConfig(journal=JournalRule(redaction_version="r1", tensors=rules))
+    return version
+
+
+def after(world: World, *documents: dict[str, Any], **named: Any) -> World:
+    """Send requests in one turn of a loop and wait for their answers."""
+
+    async def main() -> None:
+        for document in documents:
+            world.send(document, **named)
+        async with asyncio.timeout(10):
+            while len(world.door.bodies) + len(world.door.errors) < len(documents):
+                await asyncio.sleep(0)
+
+    asyncio.run(main())
+    return world
+
+
+def test_each_row_of_a_request_has_a_record_of_its_own(tmp_path: Path) -> None:
+    world = after(World(tmp_path, with_rule(FIXED)), numbers((1, 2)), numbers((3, 4), (5, 6)), numbers((7, 8)))
+    one, two, three = world.ids()
+    locator = Locator(tmp_path)
+    assert [locator.record(each).inputs["x"].tolist() for each in (one, two, three)] == [[1, 2], [3, 4], [7, 8]]
+    assert locator.record(f"{two}#1").inputs["x"].tolist() == [5, 6]
+    assert locator.record(f"{two}#1").outputs["y"].tolist() == [5, 6]
+    assert locator.record(f"{two}#2") is None
+    assert locator.find(two).span == 2
+    assert {record.meta["batch"] for record in world.records()} == {4}
+    assert all(record.meta["latency_ns"] > 0 for record in world.records())
+
+
+def test_strings_stand_in_the_frame_of_their_batch(tmp_path: Path) -> None:
+    cities = ["Łódź", "", "New York\n", "x" * 1000]
+    documents = [
+        {"inputs": [item("x", "FP32", [1, 2], [index, 0]), item("city", "BYTES", [1, 1], [city])]}
+        for index, city in enumerate(cities)
+    ]
+    world = after(World(tmp_path, with_rule(MIXED)), *documents)
+    assert [record.inputs["city"][0] for record in world.records()] == cities
+    assert [record.inputs["x"][0] for record in world.records()] == [0, 1, 2, 3]
+
+
+def test_varying_shapes_and_requests_of_no_rows_are_kept_whole(tmp_path: Path) -> None:
+    world = after(
+        World(tmp_path, with_rule(FREE)),
+        {"inputs": [item("x", "FP32", [2, 3], [1, 2, 3, 4, 5, 6])]},
+        {"inputs": [item("x", "FP32", [1, 1], [7])]},
+        {"inputs": [item("x", "FP32", [0, 5], [])]},
+    )
+    wide, single, empty = world.records()
+    assert wide.inputs["x"].tolist() == [[1, 2, 3], [4, 5, 6]]
+    assert wide.outputs["y"].tolist() == [[1, 2, 3], [4, 5, 6]]
+    assert Locator(tmp_path).record(wide.prediction_id + "#1").inputs["x"].tolist() == [4, 5, 6]
+    assert single.inputs["x"].tolist() == [[7]]
+    assert empty.inputs["x"].shape == (0, 5)
+
+
+def test_what_a_client_calls_its_request_is_kept_with_its_key(tmp_path: Path) -> None:
+    document = numbers((1, 2)) | {"id": "order-7"}
+    world = after(World(tmp_path, with_rule(FIXED)), document, key="customer-3", request_id="trace-9")
+    (record,) = world.records()
+    assert [note[1:3] for note in record.frame["notes"]] == [["trace-9", "order-7"]]
+    assert record.meta["key"] == xxhash.xxh3_64_intdigest(b"customer-3")
+
+
+@pytest.mark.parametrize(
+    ("rule", "kept"),
+    [
+        (KeepRule("none"), None),
+        (KeepRule("full", redact="drop"), None),
+        (KeepRule("full", redact="mask"), [0.0, 0.0]),
+        (KeepRule("full", redact="bucket", width=10), [10.0, -30.0]),
+        (KeepRule("sampled", rate=1.0), [17.5, -21.0]),
+        (KeepRule("digest"), None),
+    ],
+    ids=["none", "drop", "mask", "bucket", "sampled", "digest"],
+)
+def test_an_input_is_kept_as_its_rule_says_and_never_otherwise(
+    tmp_path: Path, rule: KeepRule, kept: list[float] | None
+) -> None:
+    world = World(tmp_path, with_rule(FIXED, x=rule, y=KeepRule("none")))
+    after(world, numbers((17.5, -21.0)))
+    assert json.loads(world.door.bodies[0])["outputs"][0]["data"] == [17.5, -21.0], "what is kept changed the answer"
+    (record,) = world.records()
+    if rule.keep == "sampled":
+        assert record.frame["samples"]["x"]["at"] == [0]
+        assert np.frombuffer(record.frame["samples"]["x"]["values"]["b"], "<f4").tolist() == kept
+    else:
+        found = record.inputs.get("x")
+        assert (None if found is None else np.asarray(found).tolist()) == kept
+    if rule.keep == "digest":
+        values = np.array([17.5, -21.0], "<f4")
+        assert record.frame["digest"]["x"] == xxhash.xxh3_128_digest(values.tobytes())
+        assert np.frombuffer(record.frame["summary"]["x"], "<f4").tolist() == [-21.0, 17.5, -1.75, 0.0]
+    world.pipeline.close()
+    (path,) = segments(tmp_path / "journal")
+    written = path.read_bytes() + (
+        path.with_suffix(".side").read_bytes() if path.with_suffix(".side").exists() else b""
+    )
+    raw = np.array([17.5, -21.0], "<f4").tobytes()
+    assert (raw in written) == (rule.keep == "sampled"), "what must not be written is somewhere in the files"
+    assert Segment.open(path).spec.kept["x"] == {
+        "none": "none", "full": f"full {rule.redact}", "sampled": "sampled 1", "digest": "digest",
+    }[rule.keep if rule.redact != "drop" else "none"].replace("none", "none drop" if rule.redact else "none")  # fmt: skip
+
+
+def test_redacted_strings_can_be_told_apart_but_not_read(tmp_path: Path) -> None:
+    def document(city: str) -> dict[str, Any]:
+        return {"inputs": [item("x", "FP32", [1, 2], [0, 0]), item("city", "BYTES", [1, 1], [city])]}
+
+    world = World(tmp_path, with_rule(MIXED, city=KeepRule("full", redact="hmac")))
+    after(world, document("Oslo"), document("Rome"), document("Oslo"))
+    first, second, third = (str(record.inputs["city"][0]) for record in world.records())
+    assert first == third != second
+    world.pipeline.close()
+    assert not any(b"Oslo" in path.read_bytes() for path in (tmp_path / "journal").iterdir())
+
+
+def test_the_same_keys_are_sampled_every_time(tmp_path: Path) -> None:
+    world = World(tmp_path, with_rule(FIXED, x=KeepRule("sampled", rate=0.5)))
+
+    async def main() -> None:
+        for _ in range(2):
+            for key in range(200):
+                world.send(numbers((key, 0)), key=f"customer {key}")
+            for _ in range(20):
+                await asyncio.sleep(0)
+
+    asyncio.run(main())
+    kept: list[float] = []
+    for path in segments(tmp_path / "journal"):
+        for _, frame in Segment.open(path).frames():
+            for sample in frame.get("samples", {}).values():
+                kept += np.frombuffer(sample["values"]["b"], "<f4").reshape(sample["values"]["s"])[:, 0].tolist()
+    assert len(kept) == 2 * len(set(kept)), "a key was sampled once and not the next time"
+    assert 60 < len(set(kept)) < 140
+
+
+def test_a_full_disk_costs_records_that_are_counted_but_no_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(tmp_path, with_rule(FIXED))
+    monkeypatch.setattr("gateway.journal.segment.os.posix_fallocate", _full)
+    after(world, numbers((1, 2)), numbers((3, 4), (5, 6)))
+    assert world.door.errors == []
+    assert world.dropped["dropped"] == 3
+    assert world.dropped["errors"] == 1
+    assert segments(tmp_path / "journal") == []
+
+
+def test_where_records_are_required_a_full_disk_refuses_with_503_until_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(tmp_path, with_rule(FIXED), required=True)
+    with monkeypatch.context() as full:
+        full.setattr("gateway.journal.segment.os.posix_fallocate", _full)
+        after(world, numbers((1, 2)))
+    (error,) = world.door.errors
+    assert isinstance(error, NotReady)
+    assert (error.status, error.code) == (503, "not-ready")
+    monkeypatch.setattr("gateway.journal.journal.RETRY_S", 0.0)
+    after(world, numbers((1, 2)))
+    assert len(world.records()) == 1
+
+
+def test_with_commit_nothing_is_answered_before_its_record_is_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(tmp_path, with_rule(FIXED), flush="commit")
+    answers_at_flush: list[int] = []
+    flush = WrittenSegment.flush
+
+    def watched(self: WrittenSegment) -> None:
+        answers_at_flush.append(len(world.door.bodies))
+        flush(self)
+
+    monkeypatch.setattr("gateway.journal.segment.Segment.flush", watched)
+    after(world, numbers((1, 2)), numbers((3, 4)))
+    assert len(world.door.bodies) == 2
+    assert answers_at_flush == [0], "one flush serves all that wait, before the first of them is answered"
+
+
+def test_after_a_crash_of_the_machine_only_what_has_a_checksum_is_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.journal.journal.boot_id", lambda: "an earlier boot")
+    world = after(World(tmp_path, with_rule(FIXED)), *[numbers((value, 0)) for value in range(5)])
+    (path,) = segments(tmp_path / "journal")
+    (segment,) = next(iter(world.journal._recorders.values())).segments()
+    segment.settle()
+    segment.protect()
+    before = world.ids()
+    after(world, numbers((5, 0)))
+    found = recovery.recover_one(path)
+    assert (found.rows, found.cut, found.damage) == (5, 1, [])
+    locator = Locator(tmp_path)
+    assert [locator.record(each).inputs["x"][0] for each in before] == [0, 1, 2, 3, 4]
+    assert locator.record(world.ids()[-1]) is None
+
+
+def _full(*_: Any) -> None:
+    raise OSError(28, "No space left on device")
+
+
+def test_a_refused_request_is_a_record_with_its_reason(tmp_path: Path) -> None:
+    world = World(tmp_path, with_rule(FIXED))
+    after(world, numbers((1, 2)), {"inputs": []}, request_id="seven")
+    assert isinstance(world.door.errors[0], HeadgateError)
+    frames = [
+        frame
+        for path in segments(tmp_path / "journal")
+        for _, frame in Segment.open(path).frames()
+        if "refused" in frame
+    ]
+    assert [(frame["refused"], frame["status"], frame["request_id"]) for frame in frames] == [
+        ("invalid-request", 400, "seven")
+    ]
+    assert "inputs" in frames[0]["message"]
