@@ -184,7 +184,7 @@ class Folder:
         gone = withdrawn(self._connection, [row["feedback_id"] for row in waiting])
         for row in waiting:
             if row["feedback_id"] in gone:
-                row |= {"state": State.DELETED, "retry_ns": None}
+                row["state"] = State.DELETED
         self._insert(puts)
         for row in rows:
             change.tally(row["model"], row["name"], row["state"], 1)
@@ -272,7 +272,7 @@ class Folder:
             if target["predicted_ns"] is not None:
                 touched.add(subject_of(target))
             elif target["state"] != State.DELETED:
-                self._wait(target, change, {**target, "state": State.DELETED, "retry_ns": None})
+                self._wait(target, change, {**target, "state": State.DELETED})
         for row in deletes:
             if row["supersedes"] in found:
                 row["state"] = State.MATCHED
@@ -318,12 +318,14 @@ class Folder:
         return len(rows)
 
     def _put_off(self, row: dict[str, Any], reason: str, window_ns: int, *, final: bool = False) -> None:
-        """Look again later, or (after its window, or `final`) never."""
+        """Look again later, or (after its window, or `final`) never. What is withdrawn stays so, and is looked for."""
         now_ns = self._now_ns()
         ends_ns = row["received_ns"] + window_ns
         row["reason"] = reason
         if final or now_ns >= ends_ns:
-            row |= {"state": State.ORPHAN, "retry_ns": None}
+            row["retry_ns"] = None
+            if row["state"] != State.DELETED:
+                row["state"] = State.ORPHAN
         else:
             wait_s = min(FIRST_RETRY_S << min(row["tries"], 20), LAST_RETRY_S)
             row["retry_ns"] = min(now_ns + wait_s * SECOND_NS, ends_ns)
