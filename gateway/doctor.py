@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gateway import __version__, host
+from gateway.http import selftest
 from gateway.kinds import GIB, MIB
 from gateway.models.manifest import MODEL
 from gateway.models.options import SessionOptions
@@ -72,6 +73,7 @@ def examine(settings: Settings, environ: Mapping[str, str] | None = None, root: 
     return [
         check_python(sys.version_info[:3], platform.python_implementation()),
         check_libraries(*_libraries()),
+        check_uvicorn(selftest.moved()),
         check_telemetry(opt_out, _imported_before_us(modules)),
         check_runtime(runtime, settings.providers),
         check_spinning(runtime),
@@ -143,6 +145,13 @@ def check_libraries(requirements: list[str] | None, installed: Mapping[str, str]
     if wrong:
         return Check("libraries", "fail", ", ".join(found), f"install {', '.join(wrong)}")
     return Check("libraries", "ok", ", ".join(found))
+
+
+def check_uvicorn(moved: list[str]) -> Check:
+    """uvicorn and httptools against what the fast door takes from them without a promise; `moved` is what differs."""
+    if moved:
+        return Check("uvicorn", "fail", "; ".join(moved), "install the version that the package demands")
+    return Check("uvicorn", "ok", "does what the fast door needs of it")
 
 
 def check_telemetry(value: str | None, imported_before_us: bool) -> Check:

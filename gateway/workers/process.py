@@ -25,7 +25,7 @@ import uvloop
 from starlette.applications import Starlette
 
 from gateway.errors import SettingError
-from gateway.http import fast
+from gateway.http import fast, selftest
 from gateway.settings import Settings
 from gateway.state import Gateway
 from gateway.telemetry import logs
@@ -249,6 +249,8 @@ def run(main: Callable[[Place], Any], arguments: list[str]) -> int:
         log.critical("cannot start", extra={"event": "cannot-start", "reason": str(error)})
         return STARTUP_FAILURE
     logs.configure(place.settings.log_level)
+    if not selftest.check():
+        return STARTUP_FAILURE
     with (
         open(place.folder.crash(place.slot), "w") as crash,
         asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,

@@ -204,7 +204,7 @@ def changing() -> Doors:
     return Doors(lambda: [], ("fast", "httptools"))
 
 
-@settings(max_examples=150, deadline=None, database=None)
+@settings(max_examples=80, deadline=None, database=None)
 @given(data=st.data())
 def test_any_body_is_answered_alike_by_both_doors(changing: Doors, data: st.DataObject) -> None:
     contract = data.draw(bodies.contracts())
