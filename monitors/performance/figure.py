@@ -66,6 +66,14 @@ def around(value: float, variance: float, n: int, *, error: float = 0.0) -> Figu
     return Figure(value, n, value - half, value + half, error)
 
 
+def root(squared: Figure) -> Figure:
+    """The square root of a figure that is not negative, with its interval carried over."""
+    if squared.value is None:
+        return squared
+    low, high = (None if each is None else math.sqrt(max(each, 0.0)) for each in (squared.low, squared.high))
+    return Figure(math.sqrt(squared.value), squared.n, low, high)
+
+
 def in_unit(value: float, deviation: float, n: int, fallback: float, *, error: float = 0.0) -> Figure:
     """A value in [0, 1] with an interval that is normal on the logit scale, so it stays inside.
 

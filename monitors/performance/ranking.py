@@ -51,7 +51,7 @@ def average_precision(positives: Array, negatives: Array, rows: tuple[int, int],
     found, hits, misses, passed = found[some], hits[some], misses[some], passed[some]
     before = hits - found
     value = float(found @ (hits / (hits + misses))) / p
-    best = float(found @ (hits / (hits + misses - passed))) / p
+    best = float(found @ (hits / (hits + (misses - passed)))) / p
     # With the negatives first, precision after x of a bin's positives is (before + x) / (before + x + misses); its
     # integral over x is below the sum over single rows, however they are weighted.
     start = np.where(misses > 0, before + misses, 1.0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy as np
 from monitors.performance import exact, figure
 from monitors.performance.confusion import effective_rows
 from monitors.performance.figure import Figure
-from monitors.performance.tally import LARGEST, Tally, floats, labelled, weights
+from monitors.performance.tally import LARGEST, Tally, floats, labelled, one_column, weights
 from monitors.types import Array, Columns
 
 # The sums over labelled rows, each weighted; e is label minus prediction, y the label. Squares that matter for a
@@ -50,10 +49,7 @@ class Regression(Tally):
         }
 
     def _numbers(self, columns: Columns, name: str) -> Array:
-        found = floats(columns.outputs.get(name), len(columns))
-        found = found if found.ndim == 1 else found.reshape(len(columns), -1)[:, :1].ravel()
-        if len(found) != len(columns):
-            found = np.full(len(columns), np.nan)
+        found = one_column(columns.outputs.get(name), len(columns))
         return np.where(np.abs(found) < LARGEST, found, np.nan)
 
     def _predict(self, columns: Columns) -> None:
@@ -115,7 +111,7 @@ class Regression(Tally):
         return {
             "mae": figure.mean(sums["|e|"], sums["e^2"], total, rows, effective),
             "mse": mse,
-            "rmse": _root(mse),
+            "rmse": figure.root(mse),
             "mape": figure.mean(sums["r"], sums["r^2"], total, rows, effective),
             "bias": figure.mean(sums["e"], sums["e^2"], total, rows, effective),
             "r2": self._determination(rows),
@@ -169,13 +165,6 @@ def _sums(predicted: Array, actual: Array, given: Array) -> Array:
     factors = (np.ones(len(error)), given, error, np.abs(error), error**2, error**4, relative, relative**2, actual)
     parts = np.concatenate([given * each for each in (*factors, square, rest)])
     return exact.sums(parts, np.repeat([*range(len(_SUMS)), len(_SUMS) - 1], len(given)), len(_SUMS))
-
-
-def _root(mse: Figure) -> Figure:
-    if mse.value is None:
-        return mse
-    low, high = (None if each is None else math.sqrt(max(each, 0.0)) for each in (mse.low, mse.high))
-    return Figure(math.sqrt(mse.value), mse.n, low, high)
 
 
 def _moderate(part: int, whole: int) -> bool:

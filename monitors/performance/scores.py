@@ -10,7 +10,7 @@ import numpy as np
 from monitors.performance import calibration, exact, figure, ranking
 from monitors.performance.confusion import confusion_figures, effective_rows
 from monitors.performance.figure import Figure
-from monitors.performance.tally import Tally, class_index, floats, labelled, weights
+from monitors.performance.tally import Tally, class_index, labelled, one_column, weights
 from monitors.types import Array, Columns, Floats
 
 SMALLEST = float(np.finfo(np.float64).eps)  # scores are held away from 0 and 1 by it before a logarithm is taken
@@ -81,8 +81,7 @@ class Scores(Tally):
 
     def _scores(self, columns: Columns) -> Array:
         """The score of each row; NaN where there is none in [0, 1]."""
-        scores = floats(columns.outputs.get(self._output), len(columns))
-        scores = scores if scores.ndim == 1 else scores.reshape(len(columns), -1)[:, -1]
+        scores = one_column(columns.outputs.get(self._output), len(columns), -1)
         return np.where((scores >= 0) & (scores <= 1), scores, np.nan)
 
     def _bin(self, scores: Array) -> Array:

@@ -145,6 +145,14 @@ def floats(values: Array | None, rows: int) -> Array:
     return out
 
 
+def one_column(values: Array | None, rows: int, place: int = 0) -> Array:
+    """(rows,) float64 from (rows,) or from column `place` of (rows, k); all NaN for any other shape."""
+    found = floats(values, rows)
+    if found.ndim == 2 and found.shape[1]:
+        found = found[:, place]
+    return found if found.shape == (rows,) else np.full(rows, np.nan)
+
+
 def weights(columns: Columns, name: str | None, rows: Array) -> Array | None:
     """The weights of `rows`, by the name of a feature; NaN where one is no number from 0 to HEAVIEST."""
     if name is None:

@@ -227,6 +227,7 @@ def test_what_cannot_be_used_is_counted_by_what_it_lacks() -> None:
     "columns",
     [
         Columns(np.zeros(0, np.int64)),
+        Columns(np.zeros(0, np.int64), outputs={"p": np.zeros((0, 2))}, labels={"y": np.zeros(0)}),
         Columns(np.zeros(3, np.int64)),
         Columns(np.zeros(3, np.int64), outputs={"p": np.array(["a", None, 3], object)}),
         Columns(np.zeros(2, np.int64), outputs={"p": np.zeros((2, 3))}, labels={"y": np.array([1, 0])}),
