@@ -12,6 +12,7 @@ from pathlib import Path
 
 from gateway import __version__, settings
 from gateway.errors import HeadgateError, SettingError
+from gateway.feedback import cli as feedback_cli
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -59,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     listing.add_argument("--models", type=Path, default=Path("models"), help="folder of models (default: models)")
     listing.add_argument("--json", action="store_true", help="print JSON instead of a table")
     listing.set_defaults(run=_model_list)
+    feedback_cli.add_parser(commands)
     return parser
 
 
