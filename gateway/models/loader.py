@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from gateway.errors import LoadRejected
+from gateway.journal import keep
 from gateway.models.config import ModelConfig
 from gateway.models.manifest import MODEL, Lineage, read_file, read_manifest, sha256
 from gateway.models.options import SessionOptions
@@ -72,7 +73,12 @@ class QuarantineLoader:
             memory_bytes=self._memory_bytes,
             batching=config.batching.enabled,
         )
-        return self._quarantine.try_version(job, self._timeout_s)
+        report = self._quarantine.try_version(job, self._timeout_s)
+        try:
+            keep.check(config.journal.tensors, (*report.contract.inputs, *report.contract.outputs))
+        except ValueError as error:
+            raise LoadRejected(str(error)) from None
+        return report
 
     def load(
         self, model: str, files: VersionFiles, config: ModelConfig, report: Report, counters: VersionCounters

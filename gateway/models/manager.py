@@ -81,7 +81,14 @@ class Entry:
         config = self.config
         if config is None:
             return (files.fingerprint,)
-        return (files.fingerprint, config.session, config.batching, config.outputs, config.nonfinite_inputs)
+        return (
+            files.fingerprint,
+            config.session,
+            config.batching,
+            config.outputs,
+            config.nonfinite_inputs,
+            config.journal,
+        )
 
 
 class Manager:
