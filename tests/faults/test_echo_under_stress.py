@@ -1,0 +1,192 @@
+"""Every answer belongs to its request, whatever the clients do: half of them leave when they please.
+
+HEADGATE_STRESS_REQUESTS sets how many requests are sent; 100,000 take about ten seconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import json
+import os
+import random
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.faults.watch import logged, nothing_in_flight
+from tests.onnx_models import identity, put
+from tests.server.watching import family, holding
+from tests.servers import Server
+
+pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(600)]
+
+CONNECTIONS = 256
+REQUESTS = 20_000
+FEW = 8
+"""Descriptors and threads that a busy server may have more of than one that has just begun: of journal segments, of
+pools. What is left behind by a client would come to thousands."""
+
+FORMS = ("plain", "chunked", "binary", "pipelined")
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Two workers with an identity model."""
+    folder = tmp_path_factory.mktemp("stress")
+    put(folder / "models", "echo", 1, identity())
+    server = Server(folder / "models", folder / "server", "--quiet-s", "0", "--workers", "2")
+    yield server
+    server.stop()
+
+
+class Stress:
+    """The clients of one run. A value is sent once: an answer with another value is another's answer."""
+
+    def __init__(self, server: Server, requests: int, seed: int) -> None:
+        self._host, port = server.address.rsplit(":", 1)
+        self._port = int(port)
+        self._random = random.Random(seed)
+        self._left = requests
+        self._values = itertools.count(1)
+        self.seen: Counter[str] = Counter()
+        self.wrong: list[str] = []
+
+    async def run(self) -> None:
+        async with asyncio.timeout(500), asyncio.TaskGroup() as group:
+            for index in range(CONNECTIONS):
+                group.create_task(self._client(leaves=index % 2 == 1))
+
+    async def _client(self, *, leaves: bool) -> None:
+        """One client on connection after connection; one that `leaves` does so at any moment."""
+        while self._left > 0:
+            reader, writer = await asyncio.open_connection(self._host, self._port)
+            try:
+                for _ in range(self._random.randint(1, 40)):
+                    if self._left <= 0 or not await self._exchange(reader, writer, leaves=leaves):
+                        break
+            finally:
+                # abort sends a reset: what the server still writes meets nobody.
+                writer.transport.abort()
+
+    async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, leaves: bool) -> bool:
+        """Send one request, or several in a row, and read the answers; False where the client left instead."""
+        form = self._random.choice(FORMS)
+        rows = [self._row() for _ in range(self._random.randint(2, 6) if form == "pipelined" else 1)]
+        data = b"".join(request(form, row, self._random) for row in rows)
+        self._left -= len(rows)
+        fate = self._random.random() if leaves else 1.0
+        if fate < 0.1:
+            writer.write(data[: self._random.randrange(len(data))])
+            await asyncio.sleep(0)
+            self.seen["left while sending"] += len(rows)
+            return False
+        if form == "chunked" and fate < 0.6:
+            cut = self._random.randrange(1, len(data))
+            writer.write(data[:cut])
+            await asyncio.sleep(0)
+            data = data[cut:]
+        writer.write(data)
+        if fate < 0.2:
+            await asyncio.sleep(self._random.choice((0, 0, 0.001)))
+            self.seen["left before the answer"] += len(rows)
+            return False
+        for row in rows:
+            self._compare(row, *await read_reply(reader))
+        self.seen[form] += len(rows)
+        return True
+
+    def _row(self) -> list[float]:
+        number = next(self._values)
+        # Whole numbers below 2**24 are exact in FP32.
+        return [float(number), float(number % 977), float(-number), 0.5]
+
+    def _compare(self, row: list[float], status: int, headers: dict[str, str], body: bytes) -> None:
+        if status != 200:
+            self.wrong.append(f"{status} {body.decode(errors='replace')}")
+            return
+        document = json.loads(body)
+        if (document["id"], document["outputs"][0]["data"]) != (f"{row[0]:.0f}", row):
+            self.wrong.append(f"{row} got {body.decode()}")
+        if headers["x-request-id"] != f"r{row[0]:.0f}":
+            self.wrong.append(f"{row} got the headers {headers}")
+
+
+def request(form: str, row: list[float], rng: random.Random) -> bytes:
+    """One request with this row and its own ids."""
+    name = f"{row[0]:.0f}"
+    tensor: dict[str, object] = {"name": "x", "shape": [1, 4], "datatype": "FP32"}
+    head = f"POST /v2/models/echo/infer HTTP/1.1\r\nHost: gate.example\r\nX-Request-Id: r{name}\r\n"
+    if form == "binary":
+        import numpy as np
+
+        raw = np.array(row, "<f4").tobytes()
+        tensor["parameters"] = {"binary_data_size": len(raw)}
+        text = json.dumps({"id": name, "inputs": [tensor]}).encode()
+        head += f"Inference-Header-Content-Length: {len(text)}\r\nContent-Length: {len(text) + len(raw)}\r\n\r\n"
+        return head.encode() + text + raw
+    text = json.dumps({"id": name, "inputs": [{**tensor, "data": row}]}).encode()
+    if form == "chunked":
+        pieces = []
+        while text:
+            size = rng.randint(1, len(text))
+            pieces.append(b"%x\r\n%b\r\n" % (size, text[:size]))
+            text = text[size:]
+        return (head + "Transfer-Encoding: chunked\r\n\r\n").encode() + b"".join(pieces) + b"0\r\n\r\n"
+    return (head + f"Content-Length: {len(text)}\r\n\r\n").encode() + text
+
+
+async def read_reply(reader: asyncio.StreamReader) -> tuple[int, dict[str, str], bytes]:
+    """Status, headers and body of the next reply."""
+    head = await reader.readuntil(b"\r\n\r\n")
+    status, *lines = head.decode("latin-1").splitlines()
+    headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines if line)}
+    return int(status.split()[1]), headers, await reader.readexactly(int(headers["content-length"]))
+
+
+def test_every_answer_is_that_of_its_request_and_nothing_is_left_behind(pair: Server) -> None:
+    """
+    1. 256 connections send requests of four forms, each with a value of its own, to two workers; every second client
+       leaves in the middle of a request or before its answer, again and again.
+    2. Result: every answer that is read is that of its request, nothing is in flight after it, and no descriptor,
+       thread, process or memory is left behind.
+    """
+    quiet = open_sockets(pair)
+    requests = int(os.environ.get("HEADGATE_STRESS_REQUESTS", REQUESTS))
+    warm = Stress(pair, 2000, seed=1)
+    asyncio.run(warm.run())
+    assert warm.wrong == []
+    pair.wait_for(lambda: nothing_in_flight(pair), 10, "nothing is in flight")
+    pair.wait_for(lambda: open_sockets(pair) == quiet, 10, "the connections are closed")
+    before = holding(pair.process.pid)
+
+    stress = Stress(pair, requests, seed=2)
+    asyncio.run(stress.run())
+    print(f"\n{dict(stress.seen)}")
+    assert stress.wrong == []
+    assert stress.seen.total() >= requests
+    assert min(stress.seen[form] for form in FORMS) > requests / 20
+    assert stress.seen["left before the answer"] > requests / 100
+
+    pair.wait_for(lambda: nothing_in_flight(pair), 10, "nothing is in flight")
+    pair.wait_for(lambda: open_sockets(pair) == quiet, 10, "the connections are closed")
+    after = holding(pair.process.pid)
+    print(f"{before} {after}")
+    assert after.descriptors <= before.descriptors + FEW
+    assert after.threads <= before.threads + FEW
+    assert after.resident_mib - before.resident_mib < 24
+    assert logged(pair, "process-ended") == []
+    assert [line for line in pair.log() if line["level"] in ("error", "critical")] == []
+
+
+def open_sockets(server: Server) -> int:
+    """Sockets of all processes of the server."""
+    found = 0
+    for pid in family(server.process.pid):
+        for each in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                found += os.readlink(each).startswith("socket:")
+    return found
