@@ -112,8 +112,8 @@ def clumping(blocks: npt.ArrayLike) -> Floats:
 def strayed(
     blocks: npt.ArrayLike,
     *,
-    bins: npt.ArrayLike | None = None,
-    ordered: npt.ArrayLike = 0,
+    valid: npt.ArrayLike = True,
+    ordered: npt.ArrayLike = False,
     copies: npt.ArrayLike = 1.0,
 ) -> Floats:
     """The least tolerance, in PSI units (F,), under which no stretch of a clean past would be evidence of change.
@@ -134,19 +134,19 @@ def strayed(
         firsts = np.arange(0, len(table) - length + 1, max(length // 2, 1))
         stretch = upto[firsts + length] - upto[firsts]
         within = (1 - length / len(table)) ** -2
-        worst = np.maximum(worst, within * _tolerance(upto[-1], stretch, bins, ordered, copies))
+        worst = np.maximum(worst, within * _tolerance(upto[-1], stretch, valid, ordered, copies))
         length *= 2
     return worst
 
 
 def _tolerance(
-    whole: Counts, stretch: Counts, bins: npt.ArrayLike | None, ordered: npt.ArrayLike, copies: npt.ArrayLike
+    whole: Counts, stretch: Counts, valid: npt.ArrayLike, ordered: npt.ArrayLike, copies: npt.ArrayLike
 ) -> Floats:
     """Bisect for the least tolerance (F,) at which no stretch (S, F, B) has evidence above S."""
     low, high = np.zeros(len(whole)), np.full(len(whole), FARTHEST_PSI)
     for halving in range(HALVINGS):
         middle = low if halving == 0 else (low + high) / 2
-        reference = Reference.build(whole, bins=bins, ordered=ordered, copies=copies, tolerance=middle)
+        reference = Reference.build(whole, valid=valid, ordered=ordered, copies=copies, tolerance=middle)
         quiet = (log_evidence(reference, stretch) <= np.log(len(stretch))).all(axis=0)
         low, high = np.where(quiet, low, middle), np.where(quiet, middle, high)
         if not high.any():

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import msgspec
 import numpy as np
 
+from monitors.baseline.layout import FIRST, SPECIAL, Layout
 from monitors.evidence.detector import Detector, Reading
 from monitors.evidence.reference import Reference
 from monitors.evidence.selection import e_bh
-from monitors.types import Counts
+from monitors.types import Array
 
 __all__ = ["FeatureChange", "Features", "Finding", "LossChange", "feature_finding"]
 
@@ -20,20 +22,32 @@ LARGEST = 3
 SMALL_EVIDENCE = 0.01
 
 
-class Features(msgspec.Struct, frozen=True):
-    """What the rows and columns of counts (F, B) are called: `names` (F,), `bins` a label for each real bin of each.
+@dataclass(frozen=True)
+class Features:
+    """What the rows and columns of counts (F, B) are called and mean.
 
-    `ordered` (F,): how many of the first bins are in a natural order.
+    `names` (F,). `bins`: for each feature a label for each of its bins, in the order of its valid columns. `valid` and
+    `ordered`: bool (F, B), as in `Reference`.
     """
 
     names: tuple[str, ...]
     bins: tuple[tuple[str, ...], ...]
-    ordered: tuple[int, ...]
+    valid: Array
+    ordered: Array
 
-    @property
-    def sizes(self) -> Counts:
-        """How many bins each feature has."""
-        return np.array([len(each) for each in self.bins], dtype=np.int64)
+    def __post_init__(self) -> None:
+        sizes = self.valid.sum(axis=1).tolist()
+        if len(self.names) != len(sizes) or [len(each) for each in self.bins] != sizes:
+            raise ValueError(f"expected names and bins for {len(sizes)} features with {sizes[:8]} bins")
+
+    @classmethod
+    def of(cls, layout: Layout) -> Features:
+        """Those of a baseline's layout, its outputs included."""
+        names, own = np.array(SPECIAL), layout.valid[:, :FIRST]
+        bins = [(*names[own[row]].tolist(), *each.labels()) for row, each in enumerate(layout.features)]
+        ordered = layout.valid & layout.numeric[:, None]
+        ordered[:, :FIRST] = False
+        return cls(layout.names, tuple(bins), layout.valid, ordered)
 
 
 class FeatureChange(msgspec.Struct, frozen=True):
@@ -92,15 +106,16 @@ def feature_finding(features: Features, detector: Detector, log_threshold: float
 def _change(
     features: Features, references: Sequence[Reference], reading: Reading, f: int, proved: bool
 ) -> FeatureChange:
-    bins = features.bins[f]
-    k, n = len(bins), int(reading.since[f].sum())
+    bins, real = features.bins[f], features.valid[f]
+    seen, expected = reading.since[f, real], reading.expected[f, real]
+    k, n = len(bins), int(seen.sum())
     m = sum(int(each.rows[f]) for each in references)
     # Half a row more in each bin keeps the index finite.
-    after = (reading.since[f, :k] + 0.5) / (n + k / 2)
-    before = (reading.expected[f, :k] * m + 0.5) / (m + k / 2)
+    after = (seen + 0.5) / (n + k / 2)
+    before = (expected * m + 0.5) / (m + k / 2)
     parts = (after - before) * np.log(after / before)
     psi = float(parts.sum()) - (k - 1) * (1 / max(n, 1) + 1 / max(m, 1))
-    plain = reading.since[f, :k] / max(n, 1)
+    plain = seen / max(n, 1)
     named = [int(b) for b in np.argsort(-parts, kind="stable")[:LARGEST]]
     return FeatureChange(
         feature=features.names[f],
@@ -109,7 +124,7 @@ def _change(
         psi=max(psi, 0.0),
         rows=n,
         bins=bins,
-        before=tuple(reading.expected[f, :k].tolist()),
+        before=tuple(expected.tolist()),
         after=tuple(plain.tolist()),
-        largest=tuple(f"{bins[b]}: {reading.expected[f, b]:.2%} -> {plain[b]:.2%}" for b in named),
+        largest=tuple(f"{bins[b]}: {expected[b]:.2%} -> {plain[b]:.2%}" for b in named),
     )

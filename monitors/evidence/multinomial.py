@@ -44,13 +44,13 @@ def _alternatives(reference: Reference, seen: Floats, rows: Floats) -> Floats:
     logs = []
     for prior, constant in zip(reference.prior, reference.prior_log_gamma, strict=True):
         # Padding holds parameters of 1 and no rows: its two terms cancel in the sum over bins.
-        total = (prior * (np.arange(prior.shape[1]) < reference.bins[:, None])).sum(axis=1)
+        total = np.where(reference.valid, prior, 0.0).sum(axis=1)
         bins = gammaln(seen + prior).sum(axis=2) - constant.sum(axis=1)
         logs.append(bins + gammaln(total) - gammaln(rows + total))
     dirichlet = np.logaddexp.reduce(logs, axis=0) - np.log(len(logs))
     tilts = np.matmul(seen.transpose(1, 0, 2), reference.tilted.transpose(0, 2, 1)).transpose(1, 0, 2)
     tilt = np.logaddexp.reduce(tilts, axis=2) - np.log(tilts.shape[2])
-    return np.asarray(np.where(reference.ordered > 1, np.logaddexp(dirichlet, tilt) - np.log(2), dirichlet))
+    return np.asarray(np.where(reference.ordered.any(axis=1), np.logaddexp(dirichlet, tilt) - np.log(2), dirichlet))
 
 
 def _null(reference: Reference, seen: Floats, rows: Floats) -> Floats:

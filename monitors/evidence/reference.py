@@ -30,10 +30,11 @@ TILTS = (0.1, 0.2, 0.4, 0.8)
 
 @dataclass(frozen=True)
 class Reference:
-    """Baseline of F features in B bins; features with fewer bins are padded with bins that stay empty.
+    """Baseline of F features in B bins.
 
-    `counts`: int64 (F, B). `bins`: int64 (F,), how many bins a feature has. `ordered`: int64 (F,), how many of its
-    first bins are in a natural order (0 for categories; the bins for missing, infinite and unseen values come last).
+    `counts`: int64 (F, B). `valid`: bool (F, B), the bins that a feature has; the others are padding and stay empty.
+    `ordered`: bool (F, B), those of them that are in a natural order, from left to right: no categories, and not the
+    bins for missing or unseen values. `bins`: int64 (F,), how many bins a feature has.
     `delta`: the probability that any feature's truth lies outside its ball. `tolerance`: (F,), in PSI units.
     `copies`: (F,), as how many copies of one independent row the rows behave, 1 where they are independent; every
     count, of the baseline too, is divided by it. That is exact for copies and an estimate for other dependence.
@@ -43,8 +44,9 @@ class Reference:
     """
 
     counts: Counts
+    valid: Array
+    ordered: Array
     bins: Counts
-    ordered: Counts
     delta: float
     tolerance: Floats
     copies: Floats
@@ -61,8 +63,8 @@ class Reference:
         cls,
         counts: npt.ArrayLike,
         *,
-        bins: npt.ArrayLike | None = None,
-        ordered: npt.ArrayLike = 0,
+        valid: npt.ArrayLike = True,
+        ordered: npt.ArrayLike = False,
         delta: float = 0.01,
         tolerance: npt.ArrayLike = 0.0,
         copies: npt.ArrayLike = 1.0,
@@ -71,16 +73,16 @@ class Reference:
         table = np.ascontiguousarray(counts, dtype=np.int64)
         if table.ndim != 2 or not table.size:
             raise ValueError(f"expected baseline counts of shape (features, bins), got {table.shape}")
-        features, width = table.shape
-        sizes = np.broadcast_to(np.asarray(width if bins is None else bins, dtype=np.int64), (features,))
-        in_order = np.minimum(np.broadcast_to(np.asarray(ordered, dtype=np.int64), (features,)), sizes)
+        features = len(table)
+        real = np.broadcast_to(np.asarray(valid, dtype=np.bool_), table.shape)
+        in_order = np.broadcast_to(np.asarray(ordered, dtype=np.bool_), table.shape) & real
+        sizes = real.sum(axis=1)
         tolerated = np.broadcast_to(np.asarray(tolerance, dtype=np.float64), (features,))
         repeated = np.broadcast_to(np.asarray(copies, dtype=np.float64), (features,))
-        real = np.arange(width) < sizes[:, None]
         if np.any(table < 0) or np.any(table[~real]):
             raise ValueError("expected baseline counts >= 0, and none beyond the bins of a feature")
-        if np.any(sizes < 1) or np.any(sizes > width) or np.any(in_order < 0):
-            raise ValueError(f"expected between 1 and {width} bins for each feature")
+        if np.any(sizes < 1):
+            raise ValueError("expected at least one bin for each feature")
         if not np.all(tolerated >= 0):
             raise ValueError("expected a tolerance >= 0")
         if not np.all((repeated >= 1) & np.isfinite(repeated)):
@@ -94,8 +96,9 @@ class Reference:
         prior[:, ~real] = 1.0
         return cls(
             counts=table,
-            bins=np.ascontiguousarray(sizes),
+            valid=np.ascontiguousarray(real),
             ordered=np.ascontiguousarray(in_order),
+            bins=sizes,
             delta=delta,
             tolerance=np.ascontiguousarray(tolerated),
             copies=np.ascontiguousarray(repeated),
@@ -112,10 +115,8 @@ class Reference:
         return len(self.counts)
 
 
-def _tilts(smooth: Floats, real: Array, ordered: Counts) -> Floats:
+def _tilts(smooth: Floats, real: Array, along: Array) -> Floats:
     """Log shares (F, J, B) of the baseline tilted along its normal scores, and along their squares, both ways."""
-    width = smooth.shape[1]
-    along = (np.arange(width) < ordered[:, None]) & real
     mass = np.where(along, smooth, 0.0)
     total = np.maximum(mass.sum(axis=1, keepdims=True), np.finfo(float).tiny)
     middle = (np.cumsum(mass, axis=1) - mass / 2) / total

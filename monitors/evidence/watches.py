@@ -129,7 +129,7 @@ class RecentWatch:
         self.log_threshold = budget.part(0.5).log_threshold(block_s)
         self._delta = min(budget.alarms * epoch_s / budget.period_s / 2, 0.1)
         self._tolerance, self._copies = tolerance, copies
-        self._gathered = np.zeros((len(features.names), int(features.sizes.max())), dtype=np.int64)
+        self._gathered = np.zeros(features.valid.shape, dtype=np.int64)
         self._reference = np.zeros_like(self._gathered)
         self._began: int | None = None
         self._detector = Detector([self._build()])
@@ -137,7 +137,7 @@ class RecentWatch:
     def _build(self) -> Reference:
         return Reference.build(
             self._reference,
-            bins=self.features.sizes,
+            valid=self.features.valid,
             ordered=self.features.ordered,
             delta=self._delta,
             tolerance=self._tolerance,
@@ -287,5 +287,5 @@ class ScoreWatch:
 
 
 def _check(features: Features, reference: Reference) -> None:
-    if len(features.names) != len(reference) or not np.array_equal(features.sizes, reference.bins):
-        raise ValueError(f"expected names for {len(reference)} features and their bins, got {len(features.names)}")
+    if not np.array_equal(features.valid, reference.valid):
+        raise ValueError("expected names for the features and bins of the reference")

@@ -11,10 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from monitors.alarms import Alarm, Alarms
+from monitors.baseline.build import Arrays, build
 from monitors.evidence.budget import YEAR_S, Budget
 from monitors.evidence.findings import Features
 from monitors.evidence.reference import Reference
 from monitors.evidence.watches import BaselineWatch, LossWatch, RecentWatch, ScoreWatch
+from monitors.types import Columns
 from monitors.webhook import cloud_event
 
 MINUTE_NS = 60_000_000_000
@@ -22,7 +24,8 @@ YEARLY = Budget.parse("1 per model-year")
 FEATURES = Features(
     names=("age", "city"),
     bins=(("below 20", "20 to 40", "40 to 60", "60 and more", "missing"), ("Bergen", "Oslo", "other")),
-    ordered=(4, 0),
+    valid=np.array([[True] * 5, [True] * 3 + [False] * 2]),
+    ordered=np.array([[True] * 4 + [False], [False] * 5]),
 )
 SHARES = np.array([[0.2, 0.4, 0.3, 0.1, 0.0], [0.5, 0.3, 0.2, 0.0, 0.0]])
 MOVED = np.array([[0.1, 0.3, 0.3, 0.2, 0.1], [0.5, 0.3, 0.2, 0.0, 0.0]])
@@ -30,7 +33,7 @@ MOVED = np.array([[0.1, 0.3, 0.3, 0.2, 0.1], [0.5, 0.3, 0.2, 0.0, 0.0]])
 
 def baseline() -> Reference:
     counts = (SHARES * 10_000).astype(np.int64)
-    return Reference.build(counts, bins=FEATURES.sizes, ordered=FEATURES.ordered, tolerance=0.01)
+    return Reference.build(counts, valid=FEATURES.valid, ordered=FEATURES.ordered, tolerance=0.01)
 
 
 def all_watches() -> Alarms:
@@ -230,10 +233,36 @@ def test_the_evidence_of_every_watch_is_published_with_what_it_takes() -> None:
 
 
 def test_names_that_do_not_fit_the_counts_are_refused() -> None:
-    with pytest.raises(ValueError, match="names for 1 features"):
+    with pytest.raises(ValueError, match="names for the features"):
         BaselineWatch(FEATURES, [Reference.build([[1, 2]])], YEARLY, 60)
     with pytest.raises(ValueError, match="at least one loss"):
         LossWatch({}, YEARLY, 60)
+
+
+def test_features_take_their_names_from_the_layout_of_a_baseline() -> None:
+    """1. A baseline is built of a number and a category. 2. Live rows with missing numbers and another city come.
+    Result: an alarm that names both features with the labels of their bins, missing and unseen among them.
+    """
+    rng = np.random.default_rng(6)
+    cities = np.array(["Bergen", "Oslo"], dtype=object)
+    made = build(Arrays({"age": rng.normal(40, 10, 5000), "city": cities[rng.integers(0, 2, 5000)]}))
+    features = Features.of(made.layout)
+    reference = Reference.build(made.state.counts, valid=features.valid, ordered=features.ordered)
+    alarms = Alarms("m", 1, {"training": BaselineWatch(features, [reference], YEARLY, 60)})
+    age = rng.normal(40, 10, 400)
+    age[:80] = np.nan
+    city = np.where(rng.random(400) < 0.2, "Voss", cities[rng.integers(0, 2, 400)]).astype(object)
+    state = made.new_state()
+    state.update(Columns(np.zeros(400, np.int64), {"age": age, "city": city}))
+    watch = alarms.watches["training"]
+    assert isinstance(watch, BaselineWatch)
+    watch.update(state.counts, 0)
+    found = {each.feature: each for each in alarms.check(1)[0].finding.features}
+    assert found["age"].largest[0] == "missing: 0.00% -> 20.00%"
+    assert found["city"].largest[0].startswith("unseen: 0.00% -> ")
+    assert found["city"].bins[-2:] == ("Bergen", "Oslo")
+    with pytest.raises(ValueError, match="expected names and bins"):
+        Features(("a",), (("x",),), features.valid, features.ordered)
 
 
 # --- budgets ---

@@ -62,7 +62,7 @@ def test_no_shares_in_the_ball_make_the_evidence_exceed_one_on_average(
     """1. Every outcome of so many rows is weighed. 2. Its probability is taken under shares all over the ball.
     Result: the exact expectation of E is at most 1 for each of them: that is what makes E evidence.
     """
-    reference = Reference.build([baseline], ordered=ordered, tolerance=tolerance)
+    reference = Reference.build([baseline], ordered=np.arange(len(baseline)) < ordered, tolerance=tolerance)
     outcomes = compositions(rows, len(baseline))
     evidence = np.exp(log_evidence(reference, outcomes[:, None, :])[:, 0])
     for share in shares_in_ball(reference, np.random.default_rng(5), 60):
@@ -137,14 +137,14 @@ def test_the_alternatives_are_the_published_dirichlet_multinomial_where_nothing_
 def test_padding_changes_no_evidence() -> None:
     rng = np.random.default_rng(2)
     baseline, seen = rng.integers(1, 500, (1, 5)), rng.integers(0, 90, (4, 1, 5))
-    plain = log_evidence(Reference.build(baseline, ordered=4), seen)
-    wide = Reference.build(np.pad(baseline, ((0, 0), (0, 7))), bins=[5], ordered=4)
+    plain = log_evidence(Reference.build(baseline, ordered=np.arange(5) < 4), seen)
+    wide = Reference.build(np.pad(baseline, ((0, 0), (0, 7))), valid=np.arange(12) < 5, ordered=np.arange(12) < 4)
     assert log_evidence(wide, np.pad(seen, ((0, 0), (0, 0), (0, 7)))) == pytest.approx(plain, abs=1e-9)
 
 
 @given(seen=arrays(np.int64, (2, 3, 4), elements=st.one_of(st.integers(0, 5), st.integers(0, 2**40))))
 def test_evidence_is_a_number_for_any_counts_and_zero_where_there_are_none(seen: Counts) -> None:
-    reference = Reference.build([[10, 0, 0, 0], [1, 1, 1, 1], [0, 0, 0, 0]], ordered=[4, 0, 2])
+    reference = Reference.build([[10, 0, 0, 0], [1, 1, 1, 1], [0, 0, 0, 0]], ordered=[[True], [False], [True]])
     evidence = log_evidence(reference, seen)
     assert np.isfinite(evidence).all()
     assert (evidence[seen.sum(axis=2) == 0] == 0).all()
@@ -212,8 +212,8 @@ def test_without_rows_the_ball_is_everything_and_with_one_bin_it_is_nothing() ->
         {"counts": [1, 2]},
         {"counts": [[1, -2]]},
         {"counts": np.zeros((0, 3))},
-        {"counts": [[1, 2, 3]], "bins": [2]},
-        {"counts": [[1, 2, 0]], "bins": [0]},
+        {"counts": [[1, 2, 3]], "valid": [[True, True, False]]},
+        {"counts": [[0, 0, 0]], "valid": False},
         {"counts": [[1, 2]], "tolerance": -0.1},
         {"counts": [[1, 2]], "tolerance": float("nan")},
         {"counts": [[1, 2]], "delta": 0.0},

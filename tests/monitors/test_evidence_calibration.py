@@ -72,7 +72,7 @@ def wandering(phi: float, seed: int, blocks: int = 400, rows: int = 50) -> Count
 
 def test_rows_that_are_independent_are_no_copies_and_stray_nowhere() -> None:
     past = wandering(0.0, 1)
-    assert strayed(past, ordered=8)[0] == 0
+    assert strayed(past, ordered=True)[0] == 0
     assert clumping(past)[0] < 1.1
 
 
@@ -91,12 +91,12 @@ def test_rows_that_depend_on_one_another_are_weighed_so_that_their_own_past_is_s
     """
     past, later = wandering(0.95, 2), wandering(0.95, 5)
     copies = clumping(past)
-    tolerance = strayed(past, ordered=8, copies=copies)
+    tolerance = strayed(past, ordered=True, copies=copies)
     assert 10 < copies[0] < 60
     assert tolerance[0] < 0.05
     stretches = later.reshape(50, 8, 1, 8).sum(axis=1)
     whole = past.sum(axis=0)
-    plain = log_evidence(Reference.build(whole, ordered=8), stretches)
-    calm = log_evidence(Reference.build(whole, ordered=8, copies=copies, tolerance=tolerance), stretches)
+    plain = log_evidence(Reference.build(whole, ordered=True), stretches)
+    calm = log_evidence(Reference.build(whole, ordered=True, copies=copies, tolerance=tolerance), stretches)
     assert plain.max() > 20
     assert calm.max() <= 5
