@@ -46,7 +46,8 @@ def numeric(
     if cells and not len(atoms) and (grid_and_edges := _snapped(values, wanted, minimum, maximum, cells)):
         grid, edges = grid_and_edges
         return _numeric(name, role, edges, atoms, minimum, maximum, grid.exponent, whole, grid)
-    edges = np.unique(np.concatenate([wanted, atoms, np.nextafter(atoms, math.inf)]))
+    with np.errstate(over="ignore"):
+        edges = np.unique(np.concatenate([wanted, atoms, np.nextafter(atoms, math.inf)]))
     edges = edges[np.isfinite(edges)]
     return _numeric(name, role, edges, atoms, minimum, maximum, _unit(wanted, whole), whole, None)
 

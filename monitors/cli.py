@@ -1,0 +1,93 @@
+"""The part of the command line that builds baselines: `headgate baseline build VERSION DATA`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from monitors.baseline.build import Progress, build
+from monitors.baseline.document import FILE, Baseline
+from monitors.baseline.layout import Category, Numeric
+from monitors.baseline.source import Roles, TableFile
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `headgate baseline build`."""
+    parser.add_argument("folder", type=Path, help="a version folder, such as models/flights/2")
+    parser.add_argument("data", type=Path, help="the training data: a .parquet or .csv file of any size")
+    parser.add_argument("--features", type=_names, default=(), metavar="A,B", help="the features (default: the rest)")
+    parser.add_argument("--categorical", type=_names, default=(), metavar="A,B", help="numbers that are categories")
+    parser.add_argument("--outputs", type=_names, default=(), metavar="A,B", help="the model's answers on the data")
+    parser.add_argument("--label", type=_pair, action="append", default=[], metavar="NAME=COLUMN", help="what happened")
+    parser.add_argument("--time", metavar="COLUMN", help="when each row was, for baselines by hour of the week")
+    parser.add_argument("--slice", type=_names, default=(), metavar="A,B", help="columns to count apart by value")
+    parser.add_argument("--exclude", type=_names, default=(), metavar="A,B", help="columns to leave out")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Build the baseline and write it into the version folder; 2 where the data or the options are wrong."""
+    if not args.folder.is_dir():
+        print(f"headgate: {args.folder} is no folder", file=sys.stderr)
+        return 2
+    try:
+        roles = Roles(args.features, args.outputs, dict(args.label), args.time, args.exclude)
+        source = TableFile(args.data, roles)
+        baseline = build(source, categorical=args.categorical, slices=args.slice, progress=progress_bar(source.rows))
+    except ValueError as error:
+        print(f"\rheadgate: {error}", file=sys.stderr)
+        return 2
+    baseline.save(args.folder / FILE)
+    print(summary(baseline))
+    return 0
+
+
+def summary(baseline: Baseline) -> str:
+    """What was built, for people: rows, method, kinds of features, bytes, and all that was left out."""
+    features = baseline.layout.features
+    numbers = [feature for feature in features if isinstance(feature, Numeric)]
+    grids = sum(feature.grid is not None for feature in numbers)
+    lines = [
+        f"baseline of {baseline.facts.rows:,} rows from {baseline.facts.source}",
+        f"  {len(numbers)} numbers ({grids} counted on a grid), {len(features) - len(numbers)} categories",
+        f"  quantiles: {baseline.facts.quantiles}",
+        f"  a state takes {baseline.state.state_bytes:,} bytes",
+    ]
+    if baseline.hours is not None:
+        lines.append("  counts by hour of the week (UTC)")
+    lines += [f"  counts by {name}: {', '.join(values)}" for name, values in baseline.slices.items()]
+    lines += [f"  {f.name}: more values than can be told from unseen ones" for f in features if _is_open(f)]
+    lines += [f"  left out: {name} ({reason})" for name, reason in sorted(baseline.facts.left_out.items())]
+    return "\n".join(lines)
+
+
+def progress_bar(rows: int | None) -> Progress | None:
+    """A line on standard error that counts rows; None where nobody would see it."""
+    if not sys.stderr.isatty():
+        return None
+
+    def show(phase: str, done: int) -> None:
+        if rows:
+            filled = done * 30 // rows
+            print(f"\r{phase:8} [{'#' * filled:30}] {done:,} of {rows:,}", end="", file=sys.stderr, flush=True)
+            if done >= rows:
+                print(file=sys.stderr)
+        else:
+            print(f"\r{phase:8} {done:,} rows", end="", file=sys.stderr, flush=True)
+
+    return show
+
+
+def _is_open(feature: Numeric | Category) -> bool:
+    return isinstance(feature, Category) and feature.open_ended
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, _, column = text.partition("=")
+    if not name:
+        raise argparse.ArgumentTypeError(f"NAME=COLUMN expected, got {text!r}")
+    return name, column or name
