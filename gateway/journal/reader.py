@@ -236,13 +236,19 @@ def segments(folder: Path) -> list[Path]:
         return []
 
 
+INDEX_FOLDER = "_index"
+"""In the archive: what is left of each segment for finding its predictions."""
+
+
 class Locator:
-    """Finds predictions by their ids. It keeps a number of segments open."""
+    """Finds predictions by their ids, in segments and in the archive. It keeps a number of segments open."""
 
     def __init__(self, data: Path, keep: int = 64) -> None:
         self._folder = data / "journal"
+        self._archive = data / "archive"
         self._keep = keep
         self._open: dict[str, Segment] = {}
+        self._request: tuple[str, int, Any] = ("", 0, None)
 
     def find(self, prediction_id: str) -> Found | None:
         """What an id names, None where nothing of that name is kept. Raises Damaged."""
@@ -254,26 +260,46 @@ class Locator:
         if not status or not span or (name.part is not None and name.part >= span):
             return None
         time_ns, key = (int(segment.column(column)[name.row]) for column in ("time_ns", "key"))
-        return Found(segment.spec.model, segment.spec.version, time_ns, status, key, span, "segment")
+        where = "archive" if _is_index(segment) else "segment"
+        return Found(segment.spec.model, segment.spec.version, time_ns, status, key, span, where)
 
     def record(self, prediction_id: str) -> Record | None:
-        """The whole record of an id. Raises Damaged."""
+        """The whole record of an id. Raises Damaged, or OSError."""
         name = ids.parse(prediction_id)
         segment = None if name is None else self.segment(name.prefix)
-        return None if name is None or segment is None else segment.record(name.row, name.part)
+        if name is None or segment is None:
+            return None
+        return self._archived(name) if _is_index(segment) else segment.record(name.row, name.part)
+
+    def _archived(self, name: ids.PredictionId) -> Record | None:
+        # Only who asks for archived records needs pyarrow.
+        from gateway.journal import retrieve
+
+        if self._request[:2] != (name.prefix, name.row):
+            rows = retrieve.request_rows(self._archive, name.prefix, name.row)
+            self._request = (name.prefix, name.row, rows)
+        rows = self._request[2]
+        return None if rows is None else retrieve.record(rows, name.part)
 
     def segment(self, prefix: str) -> Segment | None:
-        """The segment whose predictions begin with `prefix`. Raises Damaged."""
+        """The segment whose predictions begin with `prefix`, or what the archive has left of it. Raises Damaged."""
         found = self._open.pop(prefix, None)
-        if found is None:
+        for folder in (self._folder, self._archive / INDEX_FOLDER) if found is None else ():
             try:
-                found = Segment.open(self._folder / (prefix + SEGMENT_SUFFIX))
+                found = Segment.open(folder / (prefix + SEGMENT_SUFFIX))
+                break
             except FileNotFoundError:
-                return None
+                continue
+        if found is None:
+            return None
         self._open[prefix] = found
         if len(self._open) > self._keep:
             del self._open[next(iter(self._open))]
         return found
+
+
+def _is_index(segment: Segment) -> bool:
+    return segment.path.parent.name == INDEX_FOLDER
 
 
 def _decode(payload: bytes) -> dict[str, Any]:

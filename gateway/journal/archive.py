@@ -1,0 +1,265 @@
+"""The archive: sealed segments as a Parquet dataset, ``model=NAME/version=N/date=YYYY-MM-DD/PREFIX.parquet``.
+
+The date (UTC) is that on which the segment was opened, which its prefix tells; so a prediction id leads to its file.
+Beside the dataset, ``_index/PREFIX.segment`` is what is left of each segment: for every row the few columns that
+finding a prediction needs. Programs that read datasets pass over names that begin with ``_`` or ``.``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from gateway.journal import schema
+from gateway.journal.arrow import batches
+from gateway.journal.columns import FIELDS, METADATA, Source, schema_of, source_of
+from gateway.journal.reader import INDEX_FOLDER, Damaged, Segment
+from gateway.journal.schema import SEGMENT_SUFFIX, Control
+from gateway.journal.segment import map_columns
+from gateway.models import durable
+
+FOLDER = "archive"
+SUFFIX = ".parquet"
+INDEXED = ("time_ns", "key", "span", "status")
+"""The columns that are left of an archived segment."""
+
+_CODED = ("row", "span", "batch", "route", "status", "whole", "code", "message")
+
+
+class Archived(NamedTuple):
+    """A file of the archive: `rows` include the requests that were refused without a prediction id."""
+
+    path: Path
+    rows: int
+    size: int
+
+
+class Place(NamedTuple):
+    """What the path of a file of the archive says."""
+
+    path: Path
+    model: str
+    version: int
+    prefix: str
+
+
+def date_of(prefix: str) -> str:
+    """The day, UTC, on which the segment with this prefix was opened."""
+    return datetime.fromtimestamp(opened_ns(prefix) / 1e9, UTC).date().isoformat()
+
+
+def opened_ns(prefix: str) -> int:
+    """When the segment with this prefix was opened: Unix time, to the millisecond."""
+    return int(prefix[:8] + prefix[9:13], 16) * 1_000_000
+
+
+def path_of(folder: Path, model: str, version: int, prefix: str) -> Path:
+    """Where in the archive `folder` a segment belongs."""
+    return folder / f"model={model}" / f"version={version}" / f"date={date_of(prefix)}" / (prefix + SUFFIX)
+
+
+def index_of(folder: Path, prefix: str) -> Path:
+    """Where what is left of an archived segment lies."""
+    return folder / INDEX_FOLDER / (prefix + SEGMENT_SUFFIX)
+
+
+def places(folder: Path, model: str | None = None, version: int | None = None) -> list[Place]:
+    """The files of the archive, of all or one model and version, in the order in which their segments were opened."""
+    pattern = f"model={'*' if model is None else model}/version={'*' if version is None else version}"
+    found = []
+    for path in folder.glob(f"{pattern}/date=*/*{SUFFIX}"):
+        if path.name[0] != "." and path.parts[-3][8:].isdecimal():
+            found.append(Place(path, path.parts[-4][6:], int(path.parts[-3][8:]), path.stem))
+    return sorted(found, key=lambda place: place.prefix)
+
+
+def find(folder: Path, prefix: str) -> Path | None:
+    """The file of a segment, wherever in the archive it is."""
+    return next(iter(folder.glob(f"model=*/version=*/date={date_of(prefix)}/{prefix}{SUFFIX}")), None)
+
+
+def write(segment: Segment, folder: Path) -> Archived:
+    """Archive a sealed segment: returns when its file is complete, compared with it, and on the disk.
+
+    Raises Damaged where the segment is, or where what was written is not what was read; OSError.
+    """
+    spec = segment.spec
+    if wrong := segment.verify():
+        raise Damaged(f"segment {segment.path.name}: {'; '.join(wrong[:3])}")
+    target = path_of(folder, spec.model, spec.version, spec.prefix)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = target.with_name(f".{target.name}.writing")
+    try:
+        rows = _write(scratch, schema_of(spec), batches(segment))
+        _compare(scratch, segment)
+        _write_index(segment, index_of(folder, spec.prefix))
+        _publish(scratch, target)
+    finally:
+        scratch.unlink(missing_ok=True)
+    return Archived(target, rows, target.stat().st_size)
+
+
+def strip(path: Path) -> Archived:
+    """Take the inputs out of a file; its columns stay, and the rest of its rows. Raises OSError, Damaged.
+
+    The column `extra` is emptied too: it may hold values of inputs.
+    """
+    source = source_of(read_schema(path))
+    bare = msgspec.structs.replace(source, bare=True)
+    columns = read_schema(path).with_metadata({METADATA: msgspec.json.encode(bare)})
+    scratch = path.with_name(f".{path.name}.writing")
+    try:
+        rows = _write(scratch, columns, (_without_inputs(piece, columns) for piece in read(path)))
+        expected = pq.read_metadata(path).num_rows
+        if rows != expected:
+            raise Damaged(f"{path.name} had {expected} rows, without its inputs {rows}")
+        _publish(scratch, path)
+    finally:
+        scratch.unlink(missing_ok=True)
+    return Archived(path, rows, path.stat().st_size)
+
+
+def _without_inputs(piece: pa.RecordBatch, columns: pa.Schema) -> pa.RecordBatch:
+    count = piece.num_rows
+    kept = [
+        pa.nulls(count, field.type) if is_input(field.name) or field.name == "extra" else piece.column(field.name)
+        for field in columns
+    ]
+    return pa.record_batch(kept, schema=columns)
+
+
+def remove(path: Path, folder: Path) -> None:
+    """Delete a file of the archive and what is left of its segment. Raises OSError."""
+    path.unlink(missing_ok=True)
+    index_of(folder, path.stem).unlink(missing_ok=True)
+    for empty in (path.parent, path.parent.parent, path.parent.parent.parent):
+        try:
+            empty.rmdir()
+        except OSError:
+            break
+
+
+def is_input(name: str) -> bool:
+    """Whether a column holds an input, or something of one."""
+    return name.removeprefix("digest_").removeprefix("summary_").removeprefix("shape_").startswith("input_")
+
+
+def is_bare(path: Path) -> bool:
+    """Whether the inputs of a file have been taken away. Raises Damaged, OSError."""
+    return source_of(read_schema(path)).bare
+
+
+def read_schema(path: Path) -> pa.Schema:
+    """The schema of a file. Raises Damaged, OSError."""
+    try:
+        return pq.read_schema(path)
+    except pa.ArrowInvalid as error:
+        raise Damaged(f"{path.name} cannot be read: {str(error).splitlines()[0][:200]}") from None
+
+
+def read(path: Path, columns: list[str] | None = None, skip: int = 0) -> Iterator[pa.RecordBatch]:
+    """The rows of a file, from group `skip` on; a group ends with a run. Raises Damaged, OSError."""
+    try:
+        with pq.ParquetFile(path, memory_map=True) as file:
+            for group in range(skip, file.num_row_groups):
+                table = file.read_row_group(group, columns, use_threads=False)
+                yield from table.combine_chunks().to_batches()
+    except pa.ArrowInvalid as error:
+        raise Damaged(f"{path.name} cannot be read: {str(error).splitlines()[0][:200]}") from None
+
+
+def _write(path: Path, columns: pa.Schema, pieces: Iterator[pa.RecordBatch | pa.Table]) -> int:
+    """Write pieces, one row group each; returns the number of rows when they are on the disk."""
+    texts = [
+        field.name
+        for field in columns
+        if pa.types.is_string(field.type) and field.name not in ("prediction_id", "request_id", "id", "trace")
+    ]
+    path.unlink(missing_ok=True)
+    rows = 0
+    plain = dict.fromkeys(("time", "time_ns"), "DELTA_BINARY_PACKED") | {"prediction_id": "DELTA_BYTE_ARRAY"}
+    with pq.ParquetWriter(
+        path,
+        columns,
+        compression="zstd",
+        use_dictionary=[*(name for name in _CODED if name not in texts), *texts],
+        column_encoding=plain,
+        # Of numbers that are all different it would only cost time; with the others, readers skip what they need not.
+        write_statistics=[name for name in FIELDS.names if name in columns.names],
+    ) as writer:
+        for piece in pieces:
+            table = piece if isinstance(piece, pa.Table) else pa.Table.from_batches([piece])
+            writer.write_table(table.cast(columns), row_group_size=max(1, table.num_rows))
+            rows += table.num_rows
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    return rows
+
+
+def _publish(scratch: Path, target: Path) -> None:
+    os.replace(scratch, target)
+    durable.sync(target.parent)
+
+
+def _compare(path: Path, segment: Segment) -> None:
+    """Raises Damaged unless a file holds what its segment does."""
+    written = read(path)
+    for number, expected in enumerate(batches(segment)):
+        found = next(written, None)
+        if found is None or not is_same(expected, found):
+            raise Damaged(f"segment {segment.path.name}: piece {number} of its archive is not what it should be")
+    if next(written, None) is not None:
+        raise Damaged(f"segment {segment.path.name}: its archive has more rows than it")
+
+
+def is_same(one: pa.RecordBatch, other: pa.RecordBatch) -> bool:
+    """Whether two batches hold the same columns of the same values, floats bit for bit."""
+    return one.schema.equals(other.schema) and all(
+        _is_same(left, right) for left, right in zip(one.columns, other.columns, strict=True)
+    )
+
+
+def _is_same(one: pa.Array, other: pa.Array) -> bool:
+    if len(one) != len(other) or one.null_count != other.null_count:
+        return False
+    if not one.is_valid().equals(other.is_valid()):
+        return False
+    if pa.types.is_fixed_size_list(one.type):
+        return _is_same(one.flatten(), other.flatten())
+    if pa.types.is_list(one.type):
+        return bool(one.value_lengths().equals(other.value_lengths())) and _is_same(one.flatten(), other.flatten())
+    if pa.types.is_floating(one.type):
+        integers = {2: pa.uint16(), 4: pa.uint32(), 8: pa.uint64()}[one.type.bit_width // 8]
+        return bool(one.view(integers).equals(other.view(integers)))
+    return bool(one.equals(other))
+
+
+def _write_index(segment: Segment, path: Path) -> None:
+    """What finding the predictions of a segment needs, as a segment."""
+    spec = segment.spec
+    rows = segment.rows()
+    kept = tuple(column for column in spec.columns if column.group == "meta" and column.name in INDEXED)
+    small = schema.lay_out(msgspec.structs.replace(spec, columns=kept, side=(), capacity=max(1, rows)))
+    data = bytearray(small.size)
+    header = schema.pack_header(small)
+    data[: len(header)] = header
+    for (_, name), array in map_columns(data, small).items():
+        array[:rows] = segment.column(name)[:rows]
+    control = np.frombuffer(data, "<i8", len(Control), small.control_at)
+    control[Control.ROWS] = control[Control.TAKEN] = rows
+    control[Control.SEALED_NS] = max(1, opened_ns(spec.prefix))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.writing")
+    durable.write(scratch, bytes(data))
+    _publish(scratch, path)
+
+
+__all__ = ["Archived", "Place", "Source", "find", "path_of", "places", "read", "remove", "strip", "write"]
