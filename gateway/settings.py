@@ -149,7 +149,7 @@ class Settings:
         MIB, "Feedback", size(KIB, 64 * MIB), "The largest body of feedback, also of a batch; a larger one gets 413.")
     feedback_keys: int = _row(
         500000, "Feedback", whole(100, 50000000),
-        "How many idempotency keys are remembered at least; each takes 128 bytes of memory-mapped file.")
+        "About how many idempotency keys are remembered, the newest; each takes 128 bytes of memory-mapped file.")
     feedback_file_bytes: int = _row(
         64 * MIB, "Feedback", size(KIB, GIB), "Size at which a feedback log is left and the next one begun.")
     feedback_file_age_s: float = _row(

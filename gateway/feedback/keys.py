@@ -38,6 +38,7 @@ _BODY = struct.Struct("<16s16s16sQ")
 _STAMP = struct.Struct("<Q")
 _ENTRY = _STAMP.size + _BODY.size
 _BUCKET = WAYS * _ENTRY
+_STAMPS = struct.Struct("<" + f"Q{_BODY.size}x" * WAYS)
 _BUILT_AT = _HEAD.size - 8
 # struct flock of Linux: type, whence, start, length, pid.
 _FLOCK = struct.Struct("hhqqi4x")
@@ -77,6 +78,7 @@ class KeyTable:
     """
 
     def __init__(self, path: Path, capacity: int, boot_id: str) -> None:
+        self._capacity = capacity
         self.buckets = 1 << max(4, (2 * capacity // WAYS - 1).bit_length())
         self.forgotten = 0
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -172,12 +174,12 @@ class KeyTable:
 
     def _room(self, start: int, stamp_ns: int) -> int | None:
         """A free place in a bucket, else that of its oldest entry, None if that is newer than `stamp_ns`."""
-        places = range(start, start + _BUCKET, _ENTRY)
-        oldest = min(places, key=self._stamp)
-        return oldest if self._stamp(oldest) <= stamp_ns else None
+        stamps = _STAMPS.unpack_from(self._cells, start)
+        oldest = min(stamps)
+        return start + stamps.index(oldest) * _ENTRY if oldest <= stamp_ns else None
 
     def _rebuild(self, folder: Path) -> int:
-        """Read the newest logs until they have filled the table; returns the number of keys."""
+        """Read the newest logs until they have given the keys that are promised; returns the number of keys."""
         count = 0
         for path in reversed(logs.files(folder)):
             for item in logs.frames(path):
@@ -186,7 +188,7 @@ class KeyTable:
                     log.warning(f"a feedback log ends torn: {item.reason}", extra=facts)
                 else:
                     count += self._take(path, item)
-            if count >= self.buckets * WAYS:
+            if count >= self._capacity:
                 break
         self.forgotten = 0
         return count
