@@ -7,10 +7,12 @@ from typing import Protocol
 
 import numpy as np
 
+from monitors import features
 from monitors.baseline.document import HOURS, Baseline, Facts, hour_of_week
 from monitors.baseline.layout import Layout
 from monitors.baseline.scan import Scan
 from monitors.count import hashed, tallied, text_of
+from monitors.features import Joint
 from monitors.state import State, flattened
 from monitors.types import Array, Columns, Monitor
 
@@ -97,12 +99,14 @@ def build(
     hours = np.zeros((HOURS, *layout.shape), dtype=np.int64) if source.timed else None
     sample = scan.sample()
     apart = {name: {value: State(layout) for value in frequent(sample[name])} for name in slices}
+    joint = Joint(layout, features.freeze(layout, sample))
     further = {name: make(layout) for name, make in (monitors or {}).items()}
     first, last = None, None
     for columns in source:
         if not len(columns):
             continue
         state.update(columns)
+        joint.update(columns)
         for name, states in apart.items():
             update_slices(states, {**columns.features, **flattened(columns.outputs)}[name], columns)
         if hours is not None:
@@ -121,7 +125,7 @@ def build(
     left_out.update({name: f"{times} values are no numbers" for name, times in scan.strange().items()})
     facts = Facts(scan.rows, scan.method(), source.describe(), learned, left_out, first, last)
     parts = {name: monitor.to_bytes() for name, monitor in further.items()}
-    return Baseline(layout, state, facts, hours, apart, parts)
+    return Baseline(layout, state, facts, hours, apart, joint, parts)
 
 
 def frequent(values: Array, limit: int = SLICE_VALUES) -> list[str]:

@@ -8,7 +8,9 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from monitors import features
 from monitors.baseline.layout import FIRST, SPECIAL, Layout
+from monitors.features import Joint
 from monitors.state import State
 from monitors.types import Columns, Counts
 
@@ -39,6 +41,7 @@ class _Document(msgspec.Struct, frozen=True):
     state: bytes
     hours: bytes
     slices: dict[str, dict[str, bytes]]
+    joint: bytes
     parts: dict[str, bytes]
 
 
@@ -47,7 +50,8 @@ class Baseline:
 
     `layout`: the bins. `state`: the counts of all rows. `hours` int64 [168, F, B] or None: the counts by hour of the
     week (UTC, Monday 0 h first) where there was a time. `slices`: by declared column, a state for each of its values.
-    `parts`: reference states of further monitors, as their `to_bytes` gave them, by the monitor's name.
+    `joint`: sums of random Fourier features, for the drift of whole rows. `parts`: reference states of further
+    monitors, as their `to_bytes` gave them, by the monitor's name.
     """
 
     def __init__(
@@ -57,6 +61,7 @@ class Baseline:
         facts: Facts,
         hours: Counts | None = None,
         slices: dict[str, dict[str, State]] | None = None,
+        joint: Joint | None = None,
         parts: dict[str, bytes] | None = None,
     ) -> None:
         self.layout = layout
@@ -64,6 +69,7 @@ class Baseline:
         self.facts = facts
         self.hours = hours
         self.slices = slices or {}
+        self.joint = joint
         self.parts = parts or {}
 
     def __repr__(self) -> str:
@@ -73,6 +79,10 @@ class Baseline:
         """An empty state on the bins of this baseline."""
         return State(self.layout)
 
+    def new_joint(self) -> Joint | None:
+        """Empty sums for joint drift beside those of this baseline, None where it has none."""
+        return None if self.joint is None else Joint(self.layout, self.joint.map)
+
     def to_bytes(self) -> bytes:
         """The baseline as one document; equal baselines give equal bytes."""
         hours = b"" if self.hours is None else self.hours.astype("<i8", copy=False).tobytes()
@@ -81,7 +91,8 @@ class Baseline:
             for name, states in sorted(self.slices.items())
         }
         parts = dict(sorted(self.parts.items()))
-        document = _Document(FORMAT, self.facts, self.layout, self.state.to_bytes(), hours, slices, parts)
+        joint = b"" if self.joint is None else features.pack(self.joint)
+        document = _Document(FORMAT, self.facts, self.layout, self.state.to_bytes(), hours, slices, joint, parts)
         return msgspec.msgpack.encode(document)
 
     @classmethod
@@ -101,7 +112,8 @@ class Baseline:
             name: {value: loaded(layout, state) for value, state in states.items()}
             for name, states in document.slices.items()
         }
-        return cls(layout, loaded(layout, document.state), document.facts, hours, slices, document.parts)
+        joint = features.unpack(layout, document.joint) if document.joint else None
+        return cls(layout, loaded(layout, document.state), document.facts, hours, slices, joint, document.parts)
 
     def save(self, path: Path) -> None:
         """Write the document to `path`, which appears complete or not at all."""
@@ -116,12 +128,12 @@ class Baseline:
 
     def describe(self) -> dict[str, Any]:
         """The baseline for people: rows, method, and each feature's bins with their counts."""
-        features = []
+        described = []
         for feature, counts in zip(self.layout.features, self.state.counts, strict=True):
             special = dict(zip(SPECIAL, counts[:FIRST].tolist(), strict=True))
             own = list(zip(feature.labels(), counts[FIRST : FIRST + feature.bins].tolist(), strict=True))
-            features.append({"name": feature.name, "special": special, "bins": own})
-        return {"facts": msgspec.to_builtins(self.facts), "features": features}
+            described.append({"name": feature.name, "special": special, "bins": own})
+        return {"facts": msgspec.to_builtins(self.facts), "features": described}
 
 
 def loaded(layout: Layout, data: bytes) -> State:

@@ -76,7 +76,7 @@ def quality(reference: State, current: State) -> Mapping[str, Rate]:
 
 
 def constant(reference: State, current: State, rows: int = 100) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
-    """bool (F,): features that took one bin or value alone in at least `rows` current rows, but several in the baseline.
+    """bool (F,): features that had one value alone in at least `rows` current rows, but several in the baseline.
 
     For numbers the variance is 0 (to the resolution of the moments); for categories one bin holds every row.
     """
