@@ -69,12 +69,12 @@ class ADWIN(Detector):
         full = fill == self._clock
         if full.any():
             fill[full] = 0
-            rows = np.flatnonzero(full)
-            part = {name: array[rows] for name, array in state.items()}
+            part = state if full.all() else {name: array[full] for name, array in state.items()}
             self._take(part)
-            alarm[rows] = self._changed(part)
-            for name in ("width", "total", "variance", "counts", "buckets"):
-                state[name][rows] = part[name]
+            alarm[full] = self._changed(part)
+            if part is not state:
+                for name, array in part.items():
+                    state[name][full] = array
         return alarm, np.zeros_like(alarm)
 
     def _take(self, part: State) -> None:
@@ -102,14 +102,19 @@ class ADWIN(Detector):
             most = arriving.shape[2]
             line = np.zeros((rows, 2, slots + most + 1))
             line[:, :, :slots] = buckets[:, :, level]
-            row, slot = np.nonzero(np.arange(most) < number[:, np.newaxis])
-            line[row, :, count[row] + slot] = arriving[row, :, slot]
             pairs = np.maximum(0, (count + number - slots + 1) // 2)
-            left = count + number - 2 * pairs
-            places = 2 * pairs[:, np.newaxis] + np.arange(slots)
-            kept = np.take_along_axis(line, np.minimum(places, slots + most)[:, np.newaxis], axis=2)
-            buckets[:, :, level] = np.where((np.arange(slots) < left[:, np.newaxis])[:, np.newaxis], kept, 0.0)
-            counts[:, level] = left
+            if (count == count[0]).all() and (number == number[0]).all():  # streams in step, as they mostly are
+                first, moved = int(count[0]), 2 * int(pairs[0])
+                line[:, :, first : first + most] = arriving
+                kept = np.zeros_like(line[:, :, :slots])
+                kept[:, :, : first + most - moved] = line[:, :, moved : first + most]
+            else:
+                row, slot = np.nonzero(np.arange(most) < number[:, np.newaxis])
+                line[row, :, count[row] + slot] = arriving[row, :, slot]
+                places = 2 * pairs[:, np.newaxis] + np.arange(slots)
+                kept = np.take_along_axis(line, np.minimum(places, slots + most)[:, np.newaxis], axis=2)
+            buckets[:, :, level] = kept
+            counts[:, level] = count + number - 2 * pairs
             ups = int(pairs.max(initial=0))
             if ups == 0:
                 return
@@ -130,7 +135,9 @@ class ADWIN(Detector):
         row, cut = np.nonzero((n0 >= self._shortest) & (n1 >= self._shortest))
         n0, n1 = n0[row, cut], n1[row, cut]
         # By the C library's logarithm, as numpy's may differ in the last bit.
-        log_term = np.array([math.log(2.0 * math.log(max(each, 2.0)) / self._delta) for each in width.tolist()])[row]
+        widths, same = np.unique(width, return_inverse=True)
+        logs = [math.log(2.0 * math.log(max(each, 2.0)) / self._delta) for each in widths.tolist()]
+        log_term = np.array(logs)[same[row]]
         spread = (np.maximum(part["variance"], 0.0) / width)[row]
         share = 1.0 / (n0 - self._shortest + 1.0) + 1.0 / (n1 - self._shortest + 1.0)
         bound = np.sqrt(2.0 * share * spread * log_term) + 2.0 / 3.0 * log_term * share
