@@ -20,6 +20,7 @@ FIELDS = {"alarms": bytes, "quiet_until": dict, "watches": dict, "raised": int, 
 SENTENCES = {
     "different-from-training": "the rows differ from those the model was trained on",
     "changed-since-last-week": "the rows differ from those of the epoch before",
+    "labels-differ-from-training": "labels differ from those in training at the same score",
     "performs-worse": "the losses are higher than they may be",
     "scores-out-of-order": "the scores have changed over time",
 }

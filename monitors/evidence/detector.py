@@ -49,8 +49,9 @@ class Reading:
 class Detector:
     """Watches blocks of counts (F, B) against one reference for each class of time, usually one in all.
 
-    With several references (hours of the week, say) a block names its class; the evidence of the classes multiplies,
-    which stays fair because the clock, not the data, chooses the class. Classes share one set of starts.
+    With several references (hours of the week, say) a block names its class, by something that is known before its
+    rows are. The evidence of the classes multiplies, half of the capital staying out of each: Π (1 + E) / 2, so that
+    classes in which nothing happens cost little. Classes share one set of starts, and each its `delta`.
     """
 
     def __init__(self, references: Sequence[Reference]) -> None:
@@ -77,10 +78,19 @@ class Detector:
         A block without rows changes nothing. Raises ValueError for a wrong shape, class, or negative counts.
         """
         block = np.asarray(counts, dtype=np.int64)
-        if block.shape != self._shape[1:] or np.any(block < 0):
-            raise ValueError(f"expected counts >= 0 of shape {self._shape[1:]}, got {block.shape}")
         if not 0 <= kind_of_time < self._shape[0]:
             raise ValueError(f"expected a class of time below {self._shape[0]}, got {kind_of_time}")
+        if block.shape != self._shape[1:]:
+            raise ValueError(f"expected counts of shape {self._shape[1:]}, got {block.shape}")
+        blocks = np.zeros(self._shape, dtype=np.int64)
+        blocks[kind_of_time] = block
+        self.update_classes(blocks, began)
+
+    def update_classes(self, counts: npt.ArrayLike, began: int = 0) -> None:
+        """Take the next block with rows of several classes: int64 (H, F, B), H classes. Otherwise as `update`."""
+        block = np.asarray(counts, dtype=np.int64)
+        if block.shape != self._shape or np.any(block < 0):
+            raise ValueError(f"expected counts >= 0 of shape {self._shape}, got {block.shape}")
         if not block.any():
             return
         stay = kept(self._starts, self.blocks + 1)
@@ -89,8 +99,9 @@ class Detector:
         self._before = np.concatenate([self._before[stay], self._total[None]])
         self._evidence = np.concatenate([self._evidence[stay], np.zeros((1, *self._shape[:2]))])
         self.blocks += 1
-        self._total[kind_of_time] += block
-        self._weigh(kind_of_time)
+        self._total += block
+        for kind_of_time in np.flatnonzero(block.any(axis=(1, 2))).tolist():
+            self._weigh(kind_of_time)
 
     def _weigh(self, kind_of_time: int) -> None:
         since = self._total[kind_of_time] - self._before[:, kind_of_time]
@@ -101,7 +112,13 @@ class Detector:
         """The evidence alone, as in `reading`."""
         if not len(self._starts):
             return -float("inf")
-        return float(np.logaddexp.reduce(self._evidence.sum(axis=1), axis=None)) - float(np.log(self._shape[1]))
+        return float(np.logaddexp.reduce(self._by_start(), axis=None)) - float(np.log(self._shape[1]))
+
+    def _by_start(self) -> Floats:
+        """log E of all classes together, (S, F)."""
+        if self._shape[0] == 1:
+            return self._evidence[:, 0]
+        return np.asarray((np.logaddexp(0.0, self._evidence) - np.log(2)).sum(axis=1))
 
     def reading(self) -> Reading:
         """What the blocks so far say. Before the first block log M is minus infinity: no start, no evidence."""
@@ -110,7 +127,7 @@ class Detector:
             nothing = np.full(features, -np.inf)
             table = np.zeros((features, bins), np.int64)
             return Reading(-np.inf, nothing, None, 0, table, table.astype(np.float64), np.zeros(features))
-        evidence = self._evidence.sum(axis=1)
+        evidence = self._by_start()
         each = np.logaddexp.reduce(evidence, axis=0)
         whole = float(np.logaddexp.reduce(each))
         start = int(np.argmax(np.logaddexp.reduce(evidence, axis=1)))

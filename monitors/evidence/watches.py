@@ -24,6 +24,7 @@ from monitors.types import Floats
 
 __all__ = [
     "BaselineWatch",
+    "LabelWatch",
     "LossWatch",
     "RecentWatch",
     "ScoreWatch",
@@ -248,6 +249,60 @@ class LossWatch:
         state = unpack(self.kind, data, dict.fromkeys(self._detectors, bytes))
         for name, each in self._detectors.items():
             each.load(state[name])
+
+
+class LabelWatch:
+    """Do labels mean something else than in training, given the score? It looks at each score by itself.
+
+    A shift of the scores alone is no evidence; labels that change sides are, also where as many errors are made as
+    before. Every bin of the score is a class of its own, known before the label is, with a reference of its own.
+    """
+
+    kind = "labels-differ-from-training"
+
+    def __init__(
+        self,
+        counts: npt.ArrayLike,
+        classes: Sequence[str],
+        budget: Budget,
+        block_s: float,
+        *,
+        delta: float = 0.01,
+        tolerance: float = 0.01,
+    ) -> None:
+        """`counts`: int64 (score bins, classes) of the labelled baseline; `classes`: what the labels are called."""
+        table = np.asarray(counts, dtype=np.int64)
+        self.budget, self.log_threshold = budget, budget.log_threshold(block_s)
+        everywhere = np.ones((1, len(classes)), dtype=np.bool_)
+        self.features = Features(("label",), (tuple(classes),), everywhere, ~everywhere)
+        self._detector = Detector(
+            [Reference.build(each[None], delta=delta / len(table), tolerance=tolerance) for each in table]
+        )
+
+    def update(self, counts: npt.ArrayLike, began_ns: int) -> None:
+        """Take the labels of a block: int64 (score bins, classes), as they arrived."""
+        self._detector.update_classes(np.asarray(counts, dtype=np.int64)[:, None, :], began_ns)
+
+    @property
+    def log_m(self) -> float:
+        """The evidence, a natural logarithm."""
+        return self._detector.log_m
+
+    def finding(self) -> Finding:
+        """Since when, and how many labels of each class there were and were to be expected at these scores."""
+        return feature_finding(self.features, self._detector, self.log_threshold)
+
+    def restart(self) -> None:
+        """Forget the evidence so far; the baseline stays."""
+        self._detector.restart()
+
+    def to_bytes(self) -> bytes:
+        """The state."""
+        return self._detector.to_bytes()
+
+    def load(self, data: bytes) -> None:
+        """Go on where `to_bytes` was called. Raises ValueError where the state is not such a watch's."""
+        self._detector.load(data)
 
 
 class ScoreWatch:

@@ -15,7 +15,7 @@ from monitors.baseline.build import Arrays, build
 from monitors.evidence.budget import YEAR_S, Budget
 from monitors.evidence.findings import Features
 from monitors.evidence.reference import Reference
-from monitors.evidence.watches import BaselineWatch, LossWatch, RecentWatch, ScoreWatch
+from monitors.evidence.watches import BaselineWatch, LabelWatch, LossWatch, RecentWatch, ScoreWatch
 from monitors.types import Columns
 from monitors.webhook import cloud_event
 
@@ -263,6 +263,31 @@ def test_features_take_their_names_from_the_layout_of_a_baseline() -> None:
     assert found["city"].bins[-2:] == ("Bergen", "Oslo")
     with pytest.raises(ValueError, match="expected names and bins"):
         Features(("a",), (("x",),), features.valid, features.ordered)
+
+
+def test_labels_that_change_sides_are_told_and_scores_that_shift_are_not() -> None:
+    """1. High scores have label 1 in four of five rows, low ones in one. 2. Scores shift upwards. 3. Labels turn round.
+    Result: silence at the shift, an alarm at the turn.
+    """
+    rng = np.random.default_rng(7)
+    watch = LabelWatch([[800, 200], [200, 800]], ("no", "yes"), YEARLY, 60)
+    means = np.array([[0.8, 0.2], [0.2, 0.8]])
+    for block in range(100):
+        high = rng.binomial(50, 0.5 if block < 50 else 0.9)
+        watch.update([rng.multinomial(50 - high, means[0]), rng.multinomial(high, means[1])], block * MINUTE_NS)
+        assert watch.log_m < watch.log_threshold
+    state = watch.to_bytes()
+    for block in range(100, 110):
+        watch.update([rng.multinomial(25, means[1]), rng.multinomial(25, means[0])], block * MINUTE_NS)
+    assert watch.log_m > watch.log_threshold
+    finding = watch.finding()
+    assert finding.began_ns is not None
+    assert abs(finding.began_ns / MINUTE_NS - 100) <= 3
+    assert finding.features[0].bins == ("no", "yes")
+    watch.load(state)
+    assert watch.log_m < watch.log_threshold
+    watch.restart()
+    assert watch.log_m == -math.inf
 
 
 # --- budgets ---

@@ -65,17 +65,16 @@ def test_the_reading_is_the_average_over_features_of_the_sum_over_kept_starts() 
     assert (reading.since == blocks[starts[best] :].sum(axis=0)).all()
 
 
-def test_classes_of_time_multiply_their_evidence() -> None:
+def test_classes_multiply_their_evidence_with_half_of_the_capital_out_of_each() -> None:
     rng = np.random.default_rng(4)
     day, night = Reference.build([[500, 500]]), Reference.build([[900, 100]])
     detector = Detector([day, night])
     blocks = rng.integers(1, 30, (7, 1, 2))
     for index, block in enumerate(blocks):
         detector.update(block, kind_of_time=index % 2)
-    first_start = log_evidence(day, blocks[0::2].sum(axis=0)[None]) + log_evidence(
-        night, blocks[1::2].sum(axis=0)[None]
-    )
-    assert detector._evidence.sum(axis=1)[0] == pytest.approx(first_start[0])
+    by_day, by_night = (blocks[each::2].sum(axis=0)[None] for each in (0, 1))
+    halves = [(1 + np.exp(log_evidence(each, seen)[0, 0])) / 2 for each, seen in ((day, by_day), (night, by_night))]
+    assert np.exp(detector._by_start()[0, 0]) == pytest.approx(halves[0] * halves[1])
 
 
 def test_day_and_night_that_differ_are_no_change_where_each_has_its_reference() -> None:
