@@ -28,16 +28,16 @@ class Log:
         self._opened_at = 0.0
 
     def write(self, events: Sequence[Event]) -> None:
-        """Append events, on disk when this returns.
+        """Append events, on disk when this returns. Raises OSError; then none of them counts as written.
 
-        Raises OSError. Then some of them may be on disk nevertheless, and the next ones go to another file: a system
-        that failed to write a page forgets that it did.
+        Where forcing them to the disk failed, some may be there nevertheless, and the next ones go to another file: a
+        system that failed to write a page forgets that it did.
         """
         if self._file is not None and self._is_full(self._file):
             self.close()
         file = self._file or self._open()
+        file.append(*map(encode, events))
         try:
-            file.append(*map(encode, events))
             file.sync()
         except OSError:
             self.close()

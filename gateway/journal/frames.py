@@ -80,7 +80,13 @@ class FrameFile:
         self.path = path
         self._descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o640)
         self.size = 0
-        self._write(MAGIC)
+        try:
+            self._write(MAGIC)
+        except OSError:
+            # On a full disk a writer comes back again and again: it must not leave a file and a descriptor each time.
+            self.close()
+            path.unlink()
+            raise
 
     def append(self, *payloads: bytes) -> int:
         """Write frames at once; returns the offset of the first. What is written survives the process, not the power.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -127,3 +128,38 @@ def test_after_a_failed_write_the_next_events_go_to_another_file(
     log.close()
     assert len(logs.files(tmp_path)) == 2
     assert read_all(tmp_path)[-1] == event(2)
+
+
+@pytest.mark.parametrize("before", [0, 1])
+def test_a_full_disk_leaves_no_files_and_no_descriptors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: int
+) -> None:
+    """1. The disk is full, before or after the first event, and fifty events are refused. 2. There is room again.
+    Result: one file that holds the first event, if there was one, and those that came afterwards.
+    """
+    log = Log(tmp_path, 1 << 20, 3600)
+    events = [event(n) for n in range(before + 2)]
+    for each in events[:before]:
+        log.write([each])
+    real = os.pwrite
+    descriptors = len(os.listdir("/proc/self/fd"))
+
+    def full(descriptor: int, data: bytes, offset: int) -> int:
+        # Half of it is written before there is no more room.
+        if offset % 2:
+            raise OSError(28, "No space left on device")
+        real(descriptor, data[:1], offset)
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "pwrite", full)
+        for _ in range(50):
+            with pytest.raises(OSError, match="No space left"):
+                log.write([event(99)])
+    assert len(os.listdir("/proc/self/fd")) == descriptors
+    assert len(logs.files(tmp_path)) == before
+    for each in events[before:]:
+        log.write([each])
+    log.close()
+    assert read_all(tmp_path) == events
+    assert len(logs.files(tmp_path)) == 1
