@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from http import HTTPStatus
 
 from starlette.applications import Starlette
@@ -71,10 +72,10 @@ ROUTES = (
 )
 
 
-def build(gateway: Gateway, *, admin: bool = False) -> Starlette:
-    """The ASGI application of a gateway. The admin port has every route but inference."""
+def build(gateway: Gateway, *, admin: bool = False, more: Sequence[Route] = ()) -> Starlette:
+    """The ASGI application of a gateway. The admin port has every route but inference, and `more` of its own."""
     app = Starlette(
-        routes=[route for route in ROUTES if not (admin and route.endpoint is inference.infer)],
+        routes=[*[route for route in ROUTES if not (admin and route.endpoint is inference.infer)], *more],
         middleware=[
             Middleware(RequestId),
             Middleware(Access, counters=gateway.counters, log_requests=gateway.settings.access_log),
@@ -116,7 +117,7 @@ async def _cut(request: Request, error: Exception) -> Response:
 def _allowed(request: Request) -> str:
     """The verbs of every route with this path, since one path may have several routes."""
     methods: set[str] = set()
-    for route in ROUTES:
+    for route in request.app.routes:
         if route.path_regex.match(request.scope["path"]):
             methods |= route.methods or set()
     return ", ".join(sorted(methods))

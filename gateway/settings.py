@@ -145,6 +145,18 @@ class Settings:
         32 * MIB, "Journal", size(MIB, 2 * GIB), "The largest segment of the journal; the first ones are smaller.")
     journal_segment_age_s: float = _row(
         3600.0, "Journal", seconds(1, 864000), "How long a segment is written before it is sealed.")
+    journal_archive: bool = _row(
+        True, "Journal", switch(), "Whether sealed segments become Parquet files, which other programs can read.")
+    journal_disk_bytes: int = _row(
+        10 * GIB, "Journal", size(16 * MIB, 1 << 60),
+        "Space for segments and for archived predictions with their inputs; past it the oldest lose their inputs.")
+    journal_inputs_days: int = _row(
+        30, "Journal", whole(1, 36500), "How long the inputs of predictions are kept, while there is space for them.")
+    journal_rows_disk_bytes: int = _row(
+        10 * GIB, "Journal", size(MIB, 1 << 60),
+        "Space for archived predictions without their inputs; past it the oldest are deleted.")
+    journal_rows_days: int = _row(
+        395, "Journal", whole(1, 36500), "How long predictions are kept, while there is space for them.")
     max_feedback_bytes: int = _row(
         MIB, "Feedback", size(KIB, 64 * MIB), "The largest body of feedback, also of a batch; a larger one gets 413.")
     feedback_keys: int = _row(
@@ -158,6 +170,11 @@ class Settings:
         "", "Feedback", web_address(),
         "Where people reach this server, as in `https://models.example.org`; feedback links begin with it. Empty: the "
         "address by which the link was asked for.")
+    monitors: bool = _row(True, "Monitors", switch(), "Whether the control process watches what the journal gains.")
+    alarm_webhook: str = _row(
+        "", "Monitors", web_address(),
+        "Where alarms are posted to as signed CloudEvents; empty for nowhere. The secrets that sign them stand in "
+        "`webhook-secrets` in the data folder, one a line; the first start makes one.")
     header_timeout_s: float = _row(
         10.0, "Connections", seconds(0.1, 3600), "Time for the headers of a request to arrive; then 408.")
     body_timeout_s: float = _row(

@@ -7,18 +7,16 @@ import logging
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 
 from gateway import app, state
+from gateway.control.aside import Aside
 from gateway.control.blame import Blame, withdraw
-from gateway.control.chores import Chore, Chores, recover_journal
 from gateway.control.fleet import Fleet, FleetLoader, FleetTable, Planned
 from gateway.control.orders import OrderDesk
 from gateway.models.manager import Manager
 from gateway.models.repository import Repository
 from gateway.models.source import Source
 from gateway.models.wishes import WishBook
-from gateway.settings import Settings
 from gateway.telemetry.store import CounterStore
 from gateway.workers.process import TICK_S, Place, Server, entry, watch_lifeline
 from gateway.workers.worker import read_all
@@ -27,9 +25,6 @@ log = logging.getLogger("headgate.control")
 
 LOADS = 4
 """Versions of different models that are tried or loaded at once: a few that hang must not hold up the others."""
-
-RECOVER_S = 1.0
-"""How often it is looked whether a worker died and left segments open."""
 
 JUDGE_S = 0.05
 """How often the control process looks for crashes of workers."""
@@ -64,14 +59,17 @@ async def main(place: Place) -> None:
     gateway = state.assemble(
         settings, table, repository, lambda: fleet.plan.settled, counters, lambda: read_all(place.folder)
     )
-    server = Server(app.build(gateway, admin=True), gateway, place.listener, cap=256, inference=False)
+    aside = Aside(settings, counters)
+    for collector in aside.collectors():
+        gateway.registry.register(collector)
+    admin = app.build(gateway, admin=True, more=aside.routes())
+    server = Server(admin, gateway, place.listener, cap=256, inference=False)
     watch_lifeline(place.lifeline, server.stop)
     desk = await OrderDesk(repository, deaths.pardon).open(place.folder.control)
     life = asyncio.create_task(repository.run())
     life.add_done_callback(lambda task: _ended(task, server))
     beat = asyncio.create_task(_beat(place, server))
-    chores = Chores(*_chores(settings, counters))
-    chores.start()
+    aside.start()
     judge = asyncio.create_task(_judge(manager, fleet))
     judge.add_done_callback(lambda task: _ended(task, server))
     try:
@@ -79,17 +77,11 @@ async def main(place: Place) -> None:
     finally:
         desk.close()
         life.cancel()
-        chores.stop()
+        await asyncio.to_thread(aside.stop)
         beat.cancel()
         judge.cancel()
         lifecycle.shutdown(wait=False, cancel_futures=True)
         gateway.feedback.close()
-
-
-def _chores(settings: Settings, counters: CounterStore) -> list[Chore]:
-    """What is done beside the lifecycle."""
-    journal = settings.data / "journal"
-    return [Chore("recover", RECOVER_S, lambda: recover_journal(journal, partial(state.count_journal, counters)))]
 
 
 def _take_over(manager: Manager, fleet: Fleet, counters: CounterStore) -> None:

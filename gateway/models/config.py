@@ -46,6 +46,24 @@ class OutputRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     labels: tuple[str, ...] = ()
 
 
+class MonitorRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How a model is watched. `alarm_budget`: false alarms of each kind, such as ``1 per model-year``.
+
+    `tolerance`: drift in PSI units that nobody wants to be told. `window_s`: what "now" means in the drift that is
+    shown. `block_s`: how often evidence is looked at. `learn_rows`: of which a baseline is learned where a version has
+    none.
+    """
+
+    enabled: bool = True
+    alarm_budget: Annotated[
+        str, Meta(pattern="^[0-9.]+ per ([0-9.]+ )?(model-)?(hour|day|week|month|quarter|year)s?$")
+    ] = "1 per model-year"
+    tolerance: Annotated[float, Meta(ge=0, le=10)] = 0.02
+    window_s: Annotated[float, Meta(ge=60, le=31_557_600)] = 86_400.0
+    block_s: Annotated[float, Meta(ge=1, le=86_400)] = 60.0
+    learn_rows: Annotated[int, Meta(ge=100, le=10_000_000)] = 5000
+
+
 class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A whole `model.toml`; an absent file is all defaults. `nonfinite_inputs`: what NaN in an input gets."""
 
@@ -58,6 +76,7 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     nonfinite_inputs: Literal["accept", "refuse"] = "accept"
     journal: JournalRule = JournalRule()
     feedback: dict[str, FeedbackRule] = {}
+    monitor: MonitorRule = MonitorRule()
 
 
 def parse(data: bytes) -> ModelConfig:

@@ -1,0 +1,53 @@
+"""Aside: what the control process does beside the lifecycle: journal, ledger, monitors. Nothing waits for it."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from starlette.routing import Route
+
+from gateway import state
+from gateway.control.chores import Chore, Chores, recover_journal
+from gateway.control.monitoring import Monitoring
+from gateway.feedback.declarations import Declarations
+from gateway.ledger import dialect
+from gateway.ledger.service import Service as Ledger
+from gateway.settings import Settings
+from gateway.telemetry.store import CounterStore
+from monitors.metrics import Collector
+
+RECOVER_S = 1.0
+"""How often it is looked whether a worker died and left segments open."""
+
+
+class Aside:
+    """Started and ended with the control process."""
+
+    def __init__(self, settings: Settings, counters: CounterStore) -> None:
+        journal = settings.data / "journal"
+        count = partial(state.count_journal, counters)
+        self.monitoring = Monitoring(settings) if settings.monitors else None
+        self.ledger = Ledger(dialect.location(settings.data), settings.data, Declarations(settings.models))
+        self._chores = Chores(Chore("recover", RECOVER_S, lambda: recover_journal(journal, count)))
+
+    def start(self) -> None:
+        """Begin; returns at once."""
+        self._chores.start()
+        self.ledger.start()
+        if self.monitoring is not None:
+            self.monitoring.start()
+
+    def stop(self) -> None:
+        """End after what is being done."""
+        self._chores.stop()
+        self.ledger.stop()
+        if self.monitoring is not None:
+            self.monitoring.stop()
+
+    def routes(self) -> list[Route]:
+        """What the admin port answers beside what every port does."""
+        return [] if self.monitoring is None else self.monitoring.routes()
+
+    def collectors(self) -> list[Collector]:
+        """What is scraped beside the counters."""
+        return [] if self.monitoring is None else [Collector(self.monitoring.service)]

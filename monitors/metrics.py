@@ -1,0 +1,129 @@
+"""Metrics of the monitors: a small, stable surface, computed when somebody scrapes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from monitors.drift.report import drift
+from monitors.quality.report import quality
+from monitors.service import Service
+from monitors.watcher import Progress, Watcher
+
+TOP = 20
+OTHER = "_other_"
+"""The name under which the strongest of the features stands that are not among the `TOP`."""
+
+SHOWN = ("psi", "jensen_shannon", "kolmogorov_smirnov", "wasserstein", "mean_shift")
+_LABELS = ("model", "version")
+
+
+class Look(NamedTuple):
+    """What a scrape takes from one watcher."""
+
+    progress: Progress
+    learned: float
+    watches: dict[str, dict[str, object]]
+    scores: list[tuple[str, str, float]]
+    samples: list[tuple[str, float]]
+    rates: list[tuple[str, str, float]]
+
+
+def look(watcher: Watcher) -> Look:
+    """The numbers of one watcher."""
+    if watcher.baseline is None:
+        return Look(watcher.progress, 1.0, {}, [], [], [])
+    names = watcher.baseline.layout.names
+    statistics = drift(watcher.baseline.state, watcher.window)
+    order = np.argsort(-np.nan_to_num(statistics["psi"].debiased, nan=-np.inf), kind="stable")
+    top, rest = order[:TOP].tolist(), order[TOP:].tolist()
+    scores: list[tuple[str, str, float]] = []
+    for name in SHOWN:
+        found = statistics[name]
+        values = found.debiased if name == "psi" else found.value
+        scores += [(names[row], name, float(values[row])) for row in top if np.isfinite(values[row])]
+        others = [float(values[row]) for row in rest if np.isfinite(values[row])]
+        if others:
+            scores.append((OTHER, name, max(others)))
+    samples = [(names[row], float(statistics["psi"].n[row])) for row in top]
+    rates = []
+    for kind, rate in quality(watcher.baseline.state, watcher.window).items():
+        values = rate.rate
+        rates += [(names[row], kind, float(values[row])) for row in top if np.isfinite(values[row])]
+    return Look(watcher.progress, float(watcher.baseline.facts.learned), watcher.alarms.value(), scores, samples, rates)
+
+
+class Collector:
+    """Turns the watchers of a service into metric families."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def collect(self) -> Iterator[Metric]:
+        """See prometheus_client's Collector."""
+        score = GaugeMetricFamily(
+            "headgate_drift_score",
+            f"Drift of the window against the baseline, for the {TOP} strongest features by PSI and, as {OTHER}, the "
+            "strongest of the others. PSI is without what finite samples add to it.",
+            labels=[*_LABELS, "feature", "statistic"],
+        )
+        samples = GaugeMetricFamily(
+            "headgate_drift_samples", "Rows of the window that a score rests on.", labels=[*_LABELS, "feature"]
+        )
+        rates = GaugeMetricFamily(
+            "headgate_data_quality_ratio", "Share of rows of the window that are missing, unseen, out of range ...",
+            labels=[*_LABELS, "feature", "kind"],
+        )  # fmt: skip
+        evidence = GaugeMetricFamily(
+            "headgate_alarm_evidence", "Evidence of a watch, a natural logarithm.", labels=[*_LABELS, "watch"]
+        )
+        needed = GaugeMetricFamily(
+            "headgate_alarm_threshold", "Evidence at which the watch raises an alarm.", labels=[*_LABELS, "watch"]
+        )
+        alarm = GaugeMetricFamily(
+            "headgate_alarm", "1 while an alarm is raised that nobody has acknowledged.", labels=[*_LABELS, "watch"]
+        )
+        rows = CounterMetricFamily("headgate_monitor_rows", "Rows that were counted.", labels=_LABELS)
+        late = CounterMetricFamily(
+            "headgate_monitor_late_rows", "Rows that came after their block was closed, and count in a later one.",
+            labels=_LABELS,
+        )  # fmt: skip
+        loose = CounterMetricFamily(
+            "headgate_monitor_unseen_rows", "Requests whose values have no columns, which monitors do not see.",
+            labels=_LABELS,
+        )  # fmt: skip
+        learned = GaugeMetricFamily(
+            "headgate_monitor_learned_baseline",
+            "1 where the baseline is, or will be, learned from live rows and not from training data.",
+            labels=_LABELS,
+        )
+        for (model, version), found in self._service.read(look).items():
+            assert isinstance(found, Look)
+            labels = [model, str(version)]
+            rows.add_metric(labels, found.progress.rows)
+            late.add_metric(labels, found.progress.late)
+            loose.add_metric(labels, found.progress.loose)
+            learned.add_metric(labels, found.learned)
+            for feature, name, value in found.scores:
+                score.add_metric([*labels, feature, name], value)
+            for feature, value in found.samples:
+                samples.add_metric([*labels, feature], value)
+            for feature, kind, value in found.rates:
+                rates.add_metric([*labels, feature, kind], value)
+            for watch, state in found.watches.items():
+                log_m = state["log_m"]
+                if isinstance(log_m, float):
+                    evidence.add_metric([*labels, watch], log_m)
+                threshold = state["log_threshold"]
+                assert isinstance(threshold, float)
+                needed.add_metric([*labels, watch], threshold)
+                alarm.add_metric([*labels, watch], float(bool(state["latched"])))
+        yield from (score, samples, rates, evidence, needed, alarm, rows, late, loose, learned)
+        cpu = CounterMetricFamily("headgate_monitor_cpu_seconds", "Processor time that the monitors took.")
+        cpu.add_metric([], self._service.cpu_s)
+        lag = GaugeMetricFamily("headgate_monitor_lag_rows", "Rows of the journal that were not read yet.")
+        lag.add_metric([], self._service.lag())
+        yield from (cpu, lag)

@@ -1,0 +1,212 @@
+"""Service: reads the journals of all workers, feeds a watcher for each version, and remembers where it was.
+
+It runs in a thread of the control process, behind everything else. Its checkpoints hold the counts and the cursors
+behind them in one file, so that after `kill -9` every row is counted once.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from monitors.alarms import Alarm
+from monitors.baseline.document import Baseline
+from monitors.tail import Tail
+from monitors.watcher import Rule, Watcher
+
+log = logging.getLogger("headgate.monitors")
+
+Key = tuple[str, int]
+
+POLL_S = 0.5
+GRACE_S = 5.0
+"""How long after its end a block may still get rows: a record is there when its reply is, its time is its arrival."""
+
+CHECKPOINT_S = 10.0
+NICENESS = 15
+
+
+class Subject(NamedTuple):
+    """A version that is to be watched: by which rule, against which baseline (None: one is learned)."""
+
+    rule: Rule
+    baseline: Baseline | None
+
+
+class Service:
+    """All watchers. `step` does what is due; `start` runs it again and again in a thread of its own.
+
+    `subject`: what is known of a (model, version), None where it is not watched. `notify` is told of each alarm once.
+    """
+
+    def __init__(
+        self,
+        data: Path,
+        subject: Callable[[str, int], Subject | None],
+        notify: Callable[[Alarm], None],
+        now_ns: Callable[[], int] = time.time_ns,
+    ) -> None:
+        self._folder = data / "monitors"
+        self._tail = Tail(data / "journal")
+        self._subject = subject
+        self._notify = notify
+        self._now_ns = now_ns
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._saved_at = float("-inf")
+        self._ignored: set[Key] = set()
+        self.watchers: dict[Key, Watcher] = {}
+        self.cpu_s = 0.0
+        self.rows = 0
+
+    # -- the thread
+
+    def start(self) -> None:
+        """Begin in a thread."""
+        self._thread = threading.Thread(target=self._run, name="monitors", daemon=True)
+        self._thread.start()
+
+    def stop(self, timeout_s: float = 5.0) -> None:
+        """End, and remember where it was."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join(timeout_s)
+
+    def _run(self) -> None:
+        with suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+        while not self._stop.is_set():
+            try:
+                self.step()
+            except Exception as error:  # a defect in one monitor must not end the others for good
+                log.error("monitors failed", exc_info=error, extra={"event": "monitors-failed"})
+            self._stop.wait(POLL_S)
+        try:
+            self.checkpoint()
+        except OSError as error:
+            log.error("checkpoint failed", extra={"event": "checkpoint-failed", "reason": error.strerror})
+
+    # -- a step
+
+    def step(self) -> Sequence[Alarm]:
+        """Read what is new, close what is complete, raise what is due; save now and then. Raises OSError."""
+        began = time.thread_time()
+        raised: list[Alarm] = []
+        groups: dict[Key, list[str]] = {}
+        for prefix, spec in self._tail.specs().items():
+            groups.setdefault((spec.model, spec.version), []).append(prefix)
+        for key, prefixes in groups.items():
+            watcher = self._watcher(key)
+            if watcher is not None:
+                raised += self._feed(watcher, prefixes)
+        for alarm in raised:
+            log.warning(alarm.sentence, extra={"event": "alarm", "alarm": alarm.id, "kind": alarm.kind})
+            self._notify(alarm)
+        if time.monotonic() - self._saved_at >= CHECKPOINT_S or raised:
+            self.checkpoint()
+        self.cpu_s += time.thread_time() - began
+        return raised
+
+    def _feed(self, watcher: Watcher, prefixes: Sequence[str]) -> Sequence[Alarm]:
+        for prefix in prefixes:
+            if self._stop.is_set():
+                return ()
+            for rows in self._tail.read(prefix):
+                with self._lock:
+                    watcher.update(rows.columns, rows.loose)
+                self.rows += rows.stop - rows.start
+                if self._stop.is_set():
+                    return ()
+        with self._lock:
+            watcher.cursors = {prefix: self._tail.cursors.get(prefix, 0) for prefix in prefixes}
+            return watcher.close(self._now_ns() - int(GRACE_S * 1e9))
+
+    def _watcher(self, key: Key) -> Watcher | None:
+        found = self.watchers.get(key)
+        if found is not None or key in self._ignored:
+            return found
+        subject = self._subject(*key)
+        if subject is None or not subject.rule.enabled:
+            self._ignored.add(key)
+            return None
+        watcher = Watcher(*key, subject.rule, subject.baseline)
+        path = self._path(key)
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            data = b""
+        if data:
+            try:
+                watcher.load(data)
+            except ValueError as error:
+                # What was counted on other bins cannot go on; it is kept, and the rows that are still there count anew.
+                path.replace(path.with_suffix(".old"))
+                facts = {"model": key[0], "version": key[1], "reason": str(error)}
+                log.warning("monitors begin anew", extra={"event": "monitors-anew", **facts})
+                watcher = Watcher(*key, subject.rule, subject.baseline)
+        self._tail.cursors.update(watcher.cursors)
+        self.watchers[key] = watcher
+        return watcher
+
+    def forget(self, key: Key) -> None:
+        """Look at a version anew: its rule or its baseline has changed."""
+        self.checkpoint()
+        self._ignored.discard(key)
+        watcher = self.watchers.pop(key, None)
+        if watcher is not None:
+            self._tail.forget(set(watcher.cursors))
+
+    # -- what it knows
+
+    def checkpoint(self) -> None:
+        """Write the state of every watcher. Raises OSError."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        for key, watcher in self.watchers.items():
+            with self._lock:
+                data = watcher.to_bytes()
+            if data:
+                path = self._path(key)
+                scratch = path.with_suffix(".part")
+                scratch.write_bytes(data)
+                scratch.replace(path)
+        self._saved_at = time.monotonic()
+
+    def acknowledge(self, alarm_id: str, by: str, note: str = "", quiet_s: float = 0.0) -> Alarm | None:
+        """Take note of an alarm; None where there is none of that id. Raises OSError where it cannot be saved."""
+        now_ns = self._now_ns()
+        quiet_until_ns = now_ns + int(quiet_s * 1e9) if quiet_s else None
+        found = None
+        for watcher in self.watchers.values():
+            if watcher.baseline is not None and any(alarm.id == alarm_id for alarm in watcher.alarms.all):
+                with self._lock:
+                    found = watcher.alarms.acknowledge(alarm_id, by, now_ns, note, quiet_until_ns)
+        if found is not None:
+            self.checkpoint()
+        return found
+
+    def read(self, look: Callable[[Watcher], object]) -> Mapping[Key, object]:
+        """What `look` makes of each watcher, none of which changes meanwhile."""
+        with self._lock:
+            return {key: look(watcher) for key, watcher in sorted(self.watchers.items())}
+
+    def lag(self) -> int:
+        """Rows that wait to be read."""
+        return sum(self._tail.waiting(prefix) for prefix in list(self._tail.specs()))
+
+    def has_read(self, prefix: str) -> bool:
+        """Whether a segment may be removed: nothing of it is unread, or nobody watches its version."""
+        spec = self._tail.specs().get(prefix)
+        if spec is None or (spec.model, spec.version) in self._ignored:
+            return True
+        watcher = self.watchers.get((spec.model, spec.version))
+        return watcher is not None and watcher.baseline is not None and self._tail.is_done(prefix)
+
+    def _path(self, key: Key) -> Path:
+        return self._folder / f"{key[0]}.{key[1]}.state"
