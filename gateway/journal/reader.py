@@ -284,6 +284,8 @@ class Locator:
     def segment(self, prefix: str) -> Segment | None:
         """The segment whose predictions begin with `prefix`, or what the archive has left of it. Raises Damaged."""
         found = self._open.pop(prefix, None)
+        if found is not None and not found.path.exists():
+            found = None
         for folder in (self._folder, self._archive / INDEX_FOLDER) if found is None else ():
             try:
                 found = Segment.open(folder / (prefix + SEGMENT_SUFFIX))

@@ -1,0 +1,183 @@
+"""Keeper: archives sealed segments, and holds the journal and its archive within their space and age."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow.parquet as pq
+
+from gateway.journal import archive, retention
+from gateway.journal.columns import source_of
+from gateway.journal.reader import Damaged, Segment, segments
+from gateway.journal.retention import DAY_NS, Action, File, Kind, Rules, Verb
+from gateway.journal.schema import SIDE_SUFFIX
+from gateway.journal.segment import is_orphan
+from gateway.settings import Settings
+
+log = logging.getLogger("headgate.journal")
+
+
+class SystemClock:
+    """The time of day."""
+
+    @staticmethod
+    def now_ns() -> int:
+        """Unix time in nanoseconds."""
+        return time.time_ns()
+
+
+class Kept(NamedTuple):
+    """What a step did: actions by verb, bytes that are held by kind, and in words what could not be done."""
+
+    done: dict[str, int]
+    held: dict[str, int]
+    troubles: list[str]
+
+
+class Keeper:
+    """Works on the data folder of a server: one keeper, in one thread. `totals` counts actions by verb, and troubles.
+
+    `is_read` is asked whether all who read segments are through with the one of a prefix: until then it stays beside
+    its archive while there is space.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        is_read: Callable[[str], bool] = lambda prefix: True,
+        now_ns: Callable[[], int] = SystemClock.now_ns,
+    ) -> None:
+        self._journal = settings.data / "journal"
+        self._archive = settings.data / archive.FOLDER
+        self._rules = Rules(
+            settings.journal_archive,
+            settings.journal_disk_bytes,
+            settings.journal_inputs_days * DAY_NS,
+            settings.journal_rows_disk_bytes,
+            settings.journal_rows_days * DAY_NS,
+        )
+        self._is_read = is_read
+        self._now_ns = now_ns
+        self._known: dict[Path, tuple[tuple[int, int], File]] = {}
+        self._damaged: set[str] = set()
+        self.totals: Counter[str] = Counter()
+
+    def step(self, stop: Callable[[], bool] = lambda: False) -> Kept:
+        """Look at everything once and do what is due; `stop` is asked before each action. Takes seconds at most."""
+        troubles: list[str] = []
+        done: Counter[str] = Counter()
+        files, paths = self._look(troubles)
+        for action in retention.decide(files, self._rules, self._now_ns()):
+            if stop():
+                break
+            self._do(action, paths, done, troubles)
+        held: Counter[str] = Counter()
+        for file in files:
+            held[file.kind] += file.size
+        self.totals.update(done)
+        self.totals["troubles"] += len(troubles)
+        return Kept(dict(done), dict(held), troubles)
+
+    def _do(self, action: Action, paths: dict[tuple[str, Kind], Path], done: Counter[str], troubles: list[str]) -> None:
+        file = action.file
+        # A file that is stripped in this round may be deleted in it, too.
+        path = paths.get((file.prefix, file.kind)) or paths[file.prefix, Kind.FULL]
+        facts = {"event": f"journal-{action.verb}", "segment": file.prefix, "reason": action.reason}
+        try:
+            match action.verb:
+                case Verb.ARCHIVE:
+                    archive.write(Segment.open(path), self._archive)
+                case Verb.STRIP:
+                    archive.strip(path)
+                case Verb.DELETE if file.kind != Kind.SEGMENT:
+                    archive.remove(path, self._archive)
+                case _:
+                    path.unlink(missing_ok=True)
+                    path.with_suffix(SIDE_SUFFIX).unlink(missing_ok=True)
+        except Damaged as error:
+            self._damaged.add(file.prefix)
+            self._trouble(facts, str(error), troubles)
+        except OSError as error:
+            self._trouble(facts, f"segment {file.prefix}: {error.strerror or 'the disk does not answer'}", troubles)
+        else:
+            done[action.verb] += 1
+            # What is deleted for want of space or for its age is gone for good: it should be seen.
+            level = logging.INFO if action.verb in (Verb.DELETE, Verb.STRIP) else logging.DEBUG
+            log.log(level, f"journal: {action.verb}", extra=facts)
+
+    def _trouble(self, facts: dict[str, str], words: str, troubles: list[str]) -> None:
+        troubles.append(words)
+        log.warning("journal: cannot be kept in order", extra=facts | {"trouble": words})
+
+    # -- what is there
+
+    def _look(self, troubles: list[str]) -> tuple[list[File], dict[tuple[str, Kind], Path]]:
+        found: list[tuple[Path, File]] = []
+        for path in segments(self._journal):
+            if (file := self._segment(path)) is not None:
+                found.append((path, file))
+        known, self._known = self._known, {}
+        for place in archive.places(self._archive):
+            try:
+                found.append((place.path, self._archived(place, known)))
+            except (Damaged, OSError) as error:
+                troubles.append(str(error) if isinstance(error, Damaged) else f"{place.path.name}: {error.strerror}")
+        return [file for _, file in found], {(file.prefix, file.kind): path for path, file in found}
+
+    def _segment(self, path: Path) -> File | None:
+        prefix = path.stem
+        size = _size(path) + _size(path.with_suffix(SIDE_SUFFIX))
+        opened_ns = archive.opened_ns(prefix)
+        try:
+            segment = Segment.open(path)
+            # While it is locked its writer may still put a smaller file in its place.
+            sealed = segment.sealed and is_orphan(path)
+        except Damaged as error:
+            if prefix not in self._damaged:
+                log.warning("journal: a segment is damaged", extra={"event": "segment-damaged", "reason": str(error)})
+            self._damaged.add(prefix)
+            sealed = True
+        except FileNotFoundError:
+            return None
+        damaged = prefix in self._damaged
+        return File(prefix, Kind.SEGMENT, size, opened_ns, 0, sealed, damaged, sealed and self._is_read(prefix))
+
+    def _archived(self, place: archive.Place, known: dict[Path, tuple[tuple[int, int], File]]) -> File:
+        status = place.path.stat()
+        stamp = (status.st_mtime_ns, status.st_size)
+        if place.path in known and known[place.path][0] == stamp:
+            self._known[place.path] = known[place.path]
+            return known[place.path][1]
+        beside = _size(archive.index_of(self._archive, place.prefix))
+        kind, inputs = Kind.BARE, 0
+        if not source_of(archive.read_schema(place.path)).bare:
+            kind, inputs = Kind.FULL, _input_bytes(pq.read_metadata(place.path))
+        size = status.st_size + beside
+        file = File(place.prefix, kind, size, archive.opened_ns(place.prefix), size - inputs)
+        self._known[place.path] = (stamp, file)
+        return file
+
+
+def _size(path: Path) -> int:
+    try:
+        return os.stat(path).st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _input_bytes(metadata: pq.FileMetaData) -> int:
+    """Bytes that the inputs of a file take."""
+    total = 0
+    for group in range(metadata.num_row_groups):
+        row_group = metadata.row_group(group)
+        for index in range(row_group.num_columns):
+            column = row_group.column(index)
+            if archive.is_input(column.path_in_schema):
+                total += column.total_compressed_size
+    return total
