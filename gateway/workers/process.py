@@ -41,6 +41,9 @@ PAUSE_S = 0.005
 LATE_S = 0.1
 """How long a client that came last has for its request to arrive."""
 
+AT_ONCE = 64
+"""Connections that are accepted at one wake-up."""
+
 SLACK = 2
 """Connections by which workers may differ before that happens."""
 
@@ -69,8 +72,9 @@ class Place:
 class Acceptor:
     """Takes connections from a listening socket that several processes share.
 
-    One connection for each wake-up, and none while this process has clearly more of them than another: otherwise
-    the first process to wake would take all, and the others would idle.
+    None while this process has clearly more of them than another: otherwise the first process to wake would take all,
+    and the others would idle. But as many as that allows at each wake-up: a turn of a busy loop takes milliseconds, and
+    who is not let in soon is not refused soon either.
     """
 
     def __init__(
@@ -122,20 +126,20 @@ class Acceptor:
             self._loop.add_reader(self._listener, self._accept)
 
     def _accept(self) -> None:
-        count = self._count()
-        fewest = self._others()
-        if count >= self._cap or (fewest is not None and count > fewest + SLACK):
+        count, fewest = self._count(), self._others()
+        most = self._cap if fewest is None else min(self._cap, fewest + SLACK + 1)
+        if count >= most:
             self._pause(PAUSE_S)
             return
+        most = min(most, count + AT_ONCE)
         try:
-            taken = self._take()
+            while count < most and self._take():
+                count += 1
         except OSError as error:
             log.error("cannot accept", extra={"event": "accept-failed", "reason": os.strerror(error.errno or 0)})
             # Out of descriptors or memory: asking again at once would only burn the processor.
             self._pause(1.0 if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM) else PAUSE_S)
-            return
-        if taken:
-            self._changed(count + 1)
+        self._changed(count)
 
     def _take(self) -> bool:
         """Accept one connection; False where there is none. Raises OSError where it cannot be accepted."""
