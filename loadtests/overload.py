@@ -34,22 +34,22 @@ REFUSAL_S = 0.05
 
 CLIENTS = 32
 MAX_CONNECTIONS = 4000
-WIDTH, LAYERS = 1024, 8
+WIDTH, LAYERS = 1024, 48
 BODY = b'{"inputs":[{"name":"x","shape":[1,16],"datatype":"FP32","data":[1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16]}]}'
 REQUEST = b"POST /v2/models/deep/infer HTTP/1.1\r\nHost: gate\r\nContent-Length: %d\r\n\r\n%b" % (len(BODY), BODY)
 
 
 def deep() -> bytes:
-    """x FP32[n,16] through eight layers of 1024 to y FP32[n,1]: small to send, long to compute."""
+    """x FP32[n,16] through 48 times the same layer of 1024 to y FP32[n,1]: small to send, long to compute."""
     random = np.random.default_rng(5)
-    sizes = [16, *[WIDTH] * LAYERS, 1]
-    nodes, weights, before = [], [], "x"
-    for index, (rows, columns) in enumerate(zip(sizes, sizes[1:], strict=False)):
-        after = "y" if index == LAYERS else f"h{index}"
-        matrix = (random.standard_normal((rows, columns)) / np.sqrt(rows)).astype(np.float32)
-        weights.append(numpy_helper.from_array(matrix, f"w{index}"))
-        nodes.append(helper.make_node("MatMul", [before, f"w{index}"], [after]))
-        before = after
+    shapes = {"first": (16, WIDTH), "layer": (WIDTH, WIDTH), "last": (WIDTH, 1)}
+    weights = [
+        numpy_helper.from_array((random.standard_normal(shape) / np.sqrt(shape[0])).astype(np.float32), name)
+        for name, shape in shapes.items()
+    ]
+    names = ["first", *["layer"] * LAYERS, "last"]
+    values = ["x", *(f"h{index}" for index in range(LAYERS + 1)), "y"]
+    nodes = [helper.make_node("MatMul", [values[i], name], [values[i + 1]]) for i, name in enumerate(names)]
     ends = [
         helper.make_tensor_value_info(name, TensorProto.FLOAT, ("n", width)) for name, width in (("x", 16), ("y", 1))
     ]
