@@ -126,7 +126,8 @@ class Acceptor:
             self._loop.add_reader(self._listener, self._accept)
 
     def _accept(self) -> None:
-        count, fewest = self._count(), self._others()
+        # Those that are on their way to their protocol count too.
+        count, fewest = self._count() + len(self._tasks), self._others()
         most = self._cap if fewest is None else min(self._cap, fewest + SLACK + 1)
         if count >= most:
             self._pause(PAUSE_S)
