@@ -18,7 +18,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from gateway.errors import HeadgateError, InvalidRequest, PayloadTooLarge, RequestTimeout, ServerError
 from gateway.http import replies, strict
-from gateway.http.head import MAX_HEAD_BYTES, Head, find_route, offered_id, remember, split
+from gateway.http.head import Head, find_route, offered_id, recall, remember
 from gateway.http.intake import Intake
 from gateway.inference.call import Call
 
@@ -60,6 +60,7 @@ class FastProtocol(HttpToolsProtocol):
         self.head: Head | None = None
         self.call: Call | None = None
         self.seen: bytes | None = None
+        self.head_size = 0
         self.chunks: list[bytes] = []
         self.intake = Intake(self.limits, self.inference.limits.max_body_bytes)
         self.at_start = True
@@ -79,22 +80,20 @@ class FastProtocol(HttpToolsProtocol):
         if self.timeout_keep_alive_task is not None:
             self._unset_keepalive_if_required()
         if self.at_start:
-            end = data.find(b"\r\n\r\n")
-            block = data[:end] if end > 0 else None
-            request_id = ""
-            head = self.heads.get(block) if block is not None else None
-            if head is None and block is not None and len(block) <= MAX_HEAD_BYTES:
-                block, request_id = split(block)
-                head = self.heads.get(block)
-            fast = self.cycle is None or not self._asgi_is_busy()
-            if head is not None and fast and len(data) == end + 4 + head.length:
+            # The next head of a connection is most often the same one, and so of the same size.
+            size, request_id, self.seen = self.head_size, "", None
+            head = self.heads.get(data[:size])
+            if head is None:
+                head, size, request_id, self.seen = recall(self.heads, data)
+                self.head_size = 0 if request_id else size
+            is_free = self.cycle is None or not self._asgi_is_busy()
+            if head is not None and is_free and len(data) == size + head.length:
                 self.since = self.clock.now
                 self.stage = IDLE
                 call = self._admit(head, request_id)
                 if call is not None:
-                    self.inference.submit(call, data[end + 4 :], head.header, head.encoding)
+                    self.inference.submit(call, data[size:], head.header, head.encoding)
                 return
-            self.seen = block
         self._parse(data)
 
     def _parse(self, data: bytes) -> None:

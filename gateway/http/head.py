@@ -103,20 +103,38 @@ def offered_id(headers: Iterable[tuple[bytes, bytes]]) -> str:
     return text if REQUEST_ID.fullmatch(text) else ""
 
 
-_VARYING = re.compile(rb"\r\n(x-request-id|traceparent|tracestate): ?([!-~]{1,256})(?=\r\n|\Z)", re.IGNORECASE)
+_VARYING = re.compile(
+    rb"\r\n(?:[Xx]-[Rr]equest-[Ii][Dd]: ?([A-Za-z0-9._:/+=-]{1,128})|[Tt]race(?:parent|state): ?[!-~]{1,256})(?=\r\n)"
+)
+"""Headers that differ with every request, as clients spell them; a request id as REQUEST_ID has it."""
 
 
 def split(block: bytes) -> tuple[bytes, str]:
-    """A block of headers without those that differ with every request, and the request id among them, if any.
+    """A head without the lines that differ with every request, and the request id among them, if any.
 
     What is taken out is a well-formed header line, so the parser would have read the rest the same without it.
     """
-    request_id = ""
-    for name, value in _VARYING.findall(block):
-        if name.lower() == b"x-request-id":
-            text = value.decode("ascii")
-            request_id = text if REQUEST_ID.fullmatch(text) else ""
-    return _VARYING.sub(b"", block), request_id
+    parts = _VARYING.split(block)
+    if len(parts) == 1:
+        return block, ""
+    ids = [each for each in parts[1::2] if each]
+    return b"".join(parts[::2]), ids[-1].decode("ascii") if ids else ""
+
+
+def recall(heads: dict[bytes, Head], data: bytes) -> tuple[Head | None, int, str, bytes | None]:
+    """What the head that `data` begins with says if one like it is remembered; its size, its request id, its key.
+
+    No key holds the end of a head before its own end: what is equal to a key is a whole head.
+    """
+    size = data.find(b"\r\n\r\n") + 4
+    if not 4 < size <= MAX_HEAD_BYTES:
+        return None, 0, "", None
+    key, request_id = data[:size], ""
+    head = heads.get(key)
+    if head is None:
+        key, request_id = split(key)
+        head = heads.get(key)
+    return head, size, request_id, key
 
 
 def remember(heads: dict[bytes, Head], seen: bytes, head: Head) -> None:

@@ -182,6 +182,40 @@ def test_a_remembered_head_gives_nobody_the_request_id_of_another() -> None:
     run(main)
 
 
+SAME_SIZE = {
+    "plain": "X-Any: any-thing-at-all!",
+    "gzip": "Accept-Encoding:    gzip",
+    "id": "X-Request-Id: four-words",
+    "other id": "X-Request-Id: five-words",
+}
+"""Header lines that make heads of one size."""
+
+
+def test_heads_of_one_size_are_never_taken_for_each_other() -> None:
+    """Any three of them one behind the other, each whole or in two pieces; first where none is known, then again."""
+    rig = Rig(servable())
+    assert len({len(line) for line in SAME_SIZE.values()}) == 1
+    orders = itertools.product(SAME_SIZE, repeat=3)
+    cuts = list(itertools.product([False, True], repeat=3))
+
+    async def main() -> None:
+        for order in orders:
+            rig.gateway.heads.clear()
+            for in_pieces in [*cuts, *cuts]:
+                connection = rig.connect()
+                for name, cut in zip(order, in_pieces, strict=True):
+                    request = message(document(1), SAME_SIZE[name])
+                    connection.send(*([request[:-9], request[-9:]] if cut else [request]))
+                await settle(rig)
+                for name, reply in zip(order, connection.replies(), strict=True):
+                    assert ("content-encoding" in reply.headers) == (name == "gzip"), (order, in_pieces)
+                    own = SAME_SIZE[name].rpartition(" ")[2]
+                    assert (reply.headers["x-request-id"] == own) == name.endswith("id"), (order, in_pieces)
+                connection.lose()
+
+    run(main)
+
+
 def test_a_continued_header_line_is_not_joined_to_another_header_by_what_is_remembered() -> None:
     """Folded lines are refused, wherever a line stands that is left out of what is remembered."""
     rig = Rig(servable())
