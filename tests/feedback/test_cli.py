@@ -183,6 +183,32 @@ def test_a_file_of_json_lines_is_sent(setting: Setting, feedback: Callable[..., 
     assert setting.about(two)[0].value == "JFK"
 
 
+def test_a_terminal_is_shown_how_far_it_is(
+    setting: Setting, feedback: Callable[..., Said], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feedback_cli, "BATCH_BYTES", 1000)
+    path = tmp_path / "labels.jsonl"
+    line = {"prediction_id": setting.predict(), "name": "late"}
+    path.write_text("".join(json.dumps(line | {"value": True, "rationale": str(n)}) + "\n" for n in range(40)))
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    said = feedback("put", "--file", path)
+    assert said.code == 0
+    percents = [int(text.rpartition(" ")[2].strip().rstrip("%")) for text in said.err.split("\r")[1:]]
+    assert len(percents) > 3
+    assert percents == sorted(percents)
+    assert percents[-1] == 100
+
+
+def test_many_refused_lines_are_counted(feedback: Callable[..., Said], tmp_path: Path) -> None:
+    path = tmp_path / "labels.csv"
+    path.write_text("request_id,name,value,row\n" + "order,never,1,0\n" * 50)
+    said = feedback("put", "--file", path)
+    assert (said.code, said.out) == (1, "0 taken, of which 0 were there already; 50 refused\n")
+    lines = said.err.splitlines()
+    assert len(lines) == feedback_cli.MAX_SHOWN + 1
+    assert lines[-1] == "and 30 more lines were refused"
+
+
 def test_a_csv_file_that_is_none_is_refused_by_its_line(feedback: Callable[..., Said], tmp_path: Path) -> None:
     path = tmp_path / "labels.csv"
     path.write_text("prediction_id,name,value\na,b\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -496,3 +497,33 @@ def test_too_many_that_wait_are_refused(desk: Desk, monkeypatch: pytest.MonkeyPa
     assert len(desk.events()) == 5
     assert desk.counted() == {("flights", "late", "matched"): 5, ("", "", "queue-full"): 3}
     assert post(desk, late(prediction)).status == 201
+
+
+def test_a_table_of_keys_that_cannot_be_opened_is_an_overload_until_it_can(desk: Desk) -> None:
+    desk.folder.mkdir(parents=True)
+    (desk.folder / "keys").mkdir()
+    document = late(desk.predictions.add())
+    reply = post(desk, document, "k")
+    assert (reply.status, reply.json["code"]) == (503, "not-ready")
+    assert str(desk.folder) not in reply.json["error"]
+    assert desk.events() == []
+    (desk.folder / "keys").rmdir()
+    assert post(desk, document, "k").status == 201
+
+
+def test_keys_that_had_to_make_room_are_counted(tmp_path: Path) -> None:
+    """1. Far more keys than are to be remembered. 2. The first one comes again.
+    Result: those that were forgotten are counted; the first is taken anew, under the id that it had.
+    """
+    desk = Desk(tmp_path, keys=100)
+    prediction = desk.predictions.add()
+    first = post(desk, late(prediction), "first")
+    for number in range(4):
+        lines = [json.dumps(late(prediction)).encode()] * 256
+        assert batch(desk, lines, f"import-{number}").json["taken"] == 256
+    again = post(desk, late(prediction), "first")
+    assert again.status == 201
+    assert again.json == first.json
+    forgotten = desk.counters.snapshot().named["feedback-keys-forgotten",]
+    assert 4 * 256 + 2 - 256 <= forgotten <= 4 * 256 + 2
+    desk.feedback.close()

@@ -61,7 +61,7 @@ def test_what_is_put_is_found_and_nothing_else(tmp_path: Path) -> None:
     table.close()
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 40), st.integers(1, 1000), st.integers(0, 5)), max_size=80))
 def test_of_two_uses_of_a_key_the_earlier_counts(uses: list[tuple[int, int, int]]) -> None:
     """Against a dictionary, with room for all: whatever the order in which uses come in."""
