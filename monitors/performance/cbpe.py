@@ -67,7 +67,7 @@ class Calibration:
 
 
 def estimate(predicted: Array, learnt: Calibration, cut: int, labelled: Array | None = None) -> dict[str, Any]:
-    """Figures of rows without labels, from their number per score bin, (bins,), by name as in `Scores.value`.
+    """Figures of rows without labels, from their number per score bin, (bins,), by name as in `Scores.figures`.
 
     `cut` is the first bin that is called positive. `labelled` (2, bins): negatives and positives among `predicted`
     whose labels are known; they count as they are. Intervals are for the figure that all labels would give: they hold
@@ -124,7 +124,7 @@ def reconcile(state: Scores, learnt: Calibration) -> dict[str, Any]:
     """
     if len(learnt.rates) != state.bins:
         raise ValueError(f"the calibration has {len(learnt.rates)} bins and the scores have {state.bins}")
-    by_class, predicted, realised = state.by_class(), state.predicted(), state.value()
+    by_class, predicted, realised = state.by_class(), state.predicted(), state.figures()
     mass = by_class.sum(axis=0)
     rows = int(np.maximum(state.counts["labelled"], 0).sum())
     guessed = estimate(mass, learnt, state.cut)

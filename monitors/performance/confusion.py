@@ -77,7 +77,7 @@ class Confusion(Tally):
             return exact.numbers(self.sums["matrix"]).reshape(self.counts["matrix"].shape)
         return self.counts["matrix"]
 
-    def value(self) -> Mapping[str, Any]:
+    def figures(self) -> Mapping[str, Any]:
         """Accuracy, averages over the classes, figures of each class, and what could not be used."""
         counts = self.counts["matrix"]
         rows, effective = int(counts.sum()), None

@@ -90,7 +90,7 @@ class DirectLoss(Tally):
         """The sum of the expected loss of all rows per bin, (bins,)."""
         return exact.numbers(self.sums["expected"])
 
-    def value(self) -> Mapping[str, Any]:
+    def figures(self) -> Mapping[str, Any]:
         """The realised errors of the labelled rows, and how many rows there are."""
         counts = int(np.maximum(self.counts["labelled"], 0).sum())
         first, second, fourth = (exact.number(sum(self.sums[power].tolist())) for power in _POWERS)
@@ -161,7 +161,7 @@ def reconcile_loss(state: DirectLoss, learnt: LossCalibration) -> dict[str, Any]
     """
     counts, rows = (np.maximum(state.counts[name], 0).astype(np.float64) for name in ("labelled", "rows"))
     labelled_expected = exact.numbers(state.sums["expected of labelled"])
-    guessed, realised = learnt.estimate(counts, labelled_expected), state.value()
+    guessed, realised = learnt.estimate(counts, labelled_expected), state.figures()
     found: dict[str, Any] = {}
     for name in ("mae", "mse"):
         low, high = guessed[name], realised[name]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
 
 CONFIDENCE = 0.95
 Z = 1.959963984540054  # the normal quantile of (1 + CONFIDENCE) / 2
@@ -22,6 +24,17 @@ class Figure:
     low: float | None = None
     high: float | None = None
     error: float = 0.0
+
+
+def plain(value: Any) -> Any:
+    """Figures, and other results that hold them, as mappings from text to what JSON can hold."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {each.name: plain(getattr(value, each.name)) for each in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(name): plain(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(each) for each in value]
+    return value
 
 
 def undefined(n: int) -> Figure:

@@ -83,7 +83,8 @@ class LabelFlow(Tally):
         return places
 
     def _predict(self, columns: Columns) -> None:
-        self.counts["rows"] += np.bincount(self._places(columns.time_ns), minlength=self._kept + 1)
+        places = self._places(columns.time_ns)  # first, as it may move the counts
+        self.counts["rows"] += np.bincount(places, minlength=self._kept + 1)
 
     def _judge(self, columns: Columns, sign: int) -> None:
         rows, _ = labelled(columns, self._label)
@@ -117,7 +118,7 @@ class LabelFlow(Tally):
         """Labels taken out that were not counted here."""
         return int(-np.minimum(self.counts["labels"], 0).sum())
 
-    def value(self) -> Mapping[str, Any]:
+    def figures(self) -> Mapping[str, Any]:
         """The state as of the end of its newest bucket; see `at`."""
         return self.at(None)
 
@@ -181,18 +182,8 @@ def by_arrival(columns: Columns, label: str, arrival: str) -> Columns:
     if arrived is None or np.asarray(arrived).dtype.kind not in "iu":
         rows = rows[:0]
         arrived = np.zeros(len(columns), np.int64)
-    taken = take(columns, rows)
+    taken = columns.take(rows)
     return Columns(np.asarray(arrived)[rows], taken.features, taken.outputs, taken.labels, taken.labelled)
-
-
-def take(columns: Columns, rows: Array) -> Columns:
-    """Some rows of all columns."""
-
-    def of(arrays: Mapping[str, Array]) -> dict[str, Array]:
-        return {name: np.asarray(array)[rows] for name, array in arrays.items()}
-
-    time_ns = np.asarray(columns.time_ns)[rows]
-    return Columns(time_ns, of(columns.features), of(columns.outputs), of(columns.labels), of(columns.labelled))
 
 
 def _coverage(done: Array, rows: Array) -> Figure:

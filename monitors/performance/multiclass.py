@@ -92,7 +92,7 @@ class ClassScores(Tally):
         losses = np.concatenate((surprise, surprise**2, off, off**2))
         self.sums["losses"] += sign * exact.sums(losses, np.repeat(np.arange(4), len(off)), 4, bits=exact.SHORT_BITS)
 
-    def value(self) -> Mapping[str, Any]:
+    def figures(self) -> Mapping[str, Any]:
         """Figures of the decisions, of the probabilities, and of each class against the rest."""
         matrix, masses = np.maximum(self.counts["matrix"], 0), np.maximum(self.counts["labelled"], 0)
         rows = int(matrix.sum())

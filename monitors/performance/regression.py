@@ -97,7 +97,7 @@ class Regression(Tally):
             there = ~np.isnan(low) & ~np.isnan(high)
             self.counts["interval"] += sign * np.array([int(there.sum()), int((between & there).sum())])
 
-    def value(self) -> Mapping[str, Any]:
+    def figures(self) -> Mapping[str, Any]:
         """Errors with their intervals, R2, quantiles by name, the mean prediction, and what could not be used."""
         rows = max(int(self.counts["labelled"][0]), 0)
         sums = dict(zip(_SUMS, exact.numbers(self.sums["labelled"]).tolist(), strict=True))

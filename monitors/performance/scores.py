@@ -143,7 +143,7 @@ class Scores(Tally):
         """The first bin whose rows are predicted positive."""
         return self.edges.index(self.threshold) + 1
 
-    def value(self) -> Mapping[str, Any]:
+    def figures(self) -> Mapping[str, Any]:
         """Every figure of the labelled rows, and the mean score and share of positives of all predictions."""
         by_class, counts = self.by_class(), np.maximum(self.counts["labelled"], 0)
         negatives, positives = by_class

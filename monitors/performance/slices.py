@@ -8,7 +8,6 @@ from typing import Any, Self
 import msgspec
 import numpy as np
 
-from monitors.performance.labels import take
 from monitors.performance.tally import Tally, class_index, floats
 from monitors.types import Array, Columns
 
@@ -68,7 +67,7 @@ class Sliced:
         for place, monitor in enumerate(self.slices.values()):
             rows = np.flatnonzero(places == place)
             if len(rows):
-                parts.append((monitor, take(columns, rows)))
+                parts.append((monitor, columns.take(rows)))
         return parts
 
     def update(self, columns: Columns) -> None:
@@ -93,8 +92,12 @@ class Sliced:
         for name, monitor in self.slices.items():
             monitor.merge(other.slices[name])
 
-    def value(self) -> Mapping[str, Any]:
+    def figures(self) -> Mapping[str, Any]:
         """What each slice says, by its name."""
+        return {name: monitor.figures() for name, monitor in self.slices.items()}
+
+    def value(self) -> Mapping[str, Any]:
+        """The figures of each slice as plain mappings, for JSON."""
         return {name: monitor.value() for name, monitor in self.slices.items()}
 
     def to_bytes(self) -> bytes:

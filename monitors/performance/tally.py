@@ -16,6 +16,7 @@ import msgspec
 import numpy as np
 
 from monitors.performance import exact
+from monitors.performance.figure import plain
 from monitors.types import Array, Columns, Counts
 
 LARGEST = 1e70  # of a value: the fourth power of an error, times a weight, is still a double
@@ -48,8 +49,13 @@ class Tally(ABC):
         """Count the labels of the labelled rows (`sign` 1), or take them out (-1)."""
 
     @abstractmethod
+    def figures(self) -> Mapping[str, Any]:
+        """What the state says, by name: `Figure`s, and what could not be used."""
+
     def value(self) -> Mapping[str, Any]:
-        """What the state says, by name; numbers that are not known are None, never NaN."""
+        """The figures as plain mappings, for JSON; numbers that are not known are None, never NaN."""
+        found: Mapping[str, Any] = plain(self.figures())
+        return found
 
     def update(self, columns: Columns) -> None:
         """Count predictions, and the labels that some of them may have already."""

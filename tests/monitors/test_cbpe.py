@@ -87,7 +87,7 @@ def test_a_shift_of_the_inputs_is_followed_for_every_figure() -> None:
     for shift in (-1.0, 0.0, 1.5):
         scores, labels = simulated(1, 200_000, shift)
         guessed = estimate(state_of(scores, edges=edges).predicted(), learnt, state_of([], edges=edges).cut)
-        truth = state_of(scores, labels, edges=edges).value()
+        truth = state_of(scores, labels, edges=edges).figures()
         for name in ("accuracy", "precision", "recall", "f1", "specificity", "roc_auc", "average_precision", "mcc"):
             assert guessed[name].value == pytest.approx(truth[name].value, abs=0.012), (shift, name)
 
@@ -100,7 +100,7 @@ def test_intervals_hold_what_the_labels_will_say_about_as_often_as_they_promise(
     for seed in range(200):
         learnt = Calibration.learn(state_of(*simulated(1000 + seed, 2_000), edges=edges).by_class())
         state = state_of(*simulated(5000 + seed, 1_000, 0.5), edges=edges)
-        guessed, truth = estimate(state.predicted(), learnt, state.cut), state.value()
+        guessed, truth = estimate(state.predicted(), learnt, state.cut), state.figures()
         for name in names:
             held[name] += guessed[name].low <= truth[name].value <= guessed[name].high
     for name, count in held.items():
@@ -125,7 +125,7 @@ def test_labels_that_are_known_replace_the_guess_for_their_rows() -> None:
     edges = score_edges(simulated(0, 50_000)[0])
     learnt = Calibration.learn(state_of(*simulated(0, 20_000), edges=edges).by_class())
     scores, labels = simulated(9, 8_000, steep=0.3)
-    truth = state_of(scores, labels, edges=edges).value()["accuracy"].value
+    truth = state_of(scores, labels, edges=edges).figures()["accuracy"].value
     errors, widths = [], []
     for share in (0.0, 0.5, 1.0):
         state = state_of(scores, edges=edges)
@@ -186,7 +186,7 @@ def test_many_classes_are_estimated_without_labels() -> None:
 
     learnt = ClassCalibration.learn(state(*sample(60_000, (1, 1, 1))))
     scores, labels = sample(60_000, (2.0, 0.7, 0.5))
-    guessed, truth = estimate_classes(state(scores), learnt), state(scores, labels).value()
+    guessed, truth = estimate_classes(state(scores), learnt), state(scores, labels).figures()
     sane(guessed)
     assert guessed["accuracy"].value == pytest.approx(truth["accuracy"].value, abs=0.01)
     for name in (0, 1, 2):

@@ -64,7 +64,7 @@ def test_errors_are_foreseen_where_the_inputs_move_about_as_well_as_by_gradient_
     old_inputs, old_predicted, old_labels = population(0, 20_000)
     boosted = HistGradientBoostingRegressor(max_iter=50, random_state=0)
     boosted.fit(matrix(old_inputs, old_predicted), np.abs(old_labels - old_predicted))
-    calibration, before = learnt[1].learn(), learnt[1].value()["mae"].value
+    calibration, before = learnt[1].learn(), learnt[1].figures()["mae"].value
     changes: list[Any] = [{}, {"shift": 1.0}, {"kind": "b"}, {"shift": -0.7, "kind": "b"}]
     ours, theirs = [], []
     for change in changes:
@@ -130,7 +130,7 @@ def test_a_state_does_not_depend_on_order_partition_or_labels_that_were_supersed
         again.load(one.to_bytes())
         merged.merge(again)
     assert merged.to_bytes() == whole.to_bytes()
-    assert whole.value()["unusable"] == {"prediction": 1, "labelled": 2}
+    assert whole.figures()["unusable"] == {"prediction": 1, "labelled": 2}
 
 
 def test_a_model_survives_saving_and_refuses_what_it_is_not(learnt: tuple[LossModel, DirectLoss]) -> None:

@@ -46,7 +46,7 @@ def test_coverage_is_told_by_age_and_does_not_blame_young_predictions_for_labels
     known = (seconds + lag <= now) & (np.arange(len(seconds)) % 5 > 0)
     state = flow()
     state.update(rows(seconds, lag, known))
-    found = state.value()
+    found = state.figures()
     sane({name: each for name, each in found.items() if name not in ("by_age", "within")})
     by_age = {each["age_s"]: each["coverage"] for each in found["by_age"]}
     assert by_age[HOUR].value == 0.0
@@ -69,15 +69,15 @@ def test_labels_are_counted_by_their_lag_also_odd_ones() -> None:
     state = flow()
     state.update(rows([START] * 4, [10, HOUR, 25 * HOUR, -5]))
     state.update(Columns(np.array([START * S]), labels={"y": np.array([1.0])}))
-    found = state.value()
+    found = state.figures()
     assert found["lag_s"] == {"p50": HOUR, "p90": None, "p99": None}
     assert (found["early"], found["unknown_time"], found["labels"]) == (1, 1, 5)
-    empty = flow().value()
+    empty = flow().figures()
     assert empty["lag_s"]["p50"] is None
     assert empty["coverage"].value is None
     alone = flow()
     alone.label(rows([START], [10]))
-    assert alone.value()["coverage"].value == 1.0
+    assert alone.figures()["coverage"].value == 1.0
 
 
 times = st.integers(START, START + 200 * HOUR)
@@ -96,7 +96,8 @@ def test_the_flow_does_not_depend_on_order_partition_or_labels_that_were_superse
     merged = flow()
     for part in np.array_split(rng.permutation(len(seconds)), 3):
         one, two = flow(), flow()
-        one.update(rows(seconds[part]))
+        one.update(rows(seconds[part[:2]]))
+        one.update(rows(seconds[part[2:]]))
         two.label(rows(seconds[part], lag[part] + 999, known[part]))
         two.label(rows(seconds[part], lag[part], known[part]))
         one.retract(rows(seconds[part], lag[part] + 999, known[part]))
@@ -121,11 +122,11 @@ def test_times_of_any_kind_are_counted_and_nothing_raises(time: list[int], arriv
     labels = {"y": np.ones(len(time)), "when": np.zeros(len(time), arrival)}
     state = flow()
     state.update(Columns(time_ns, labels=labels))
-    assert state.value()["predictions"] == state.value()["labels"] == len(time)
+    assert state.figures()["predictions"] == state.figures()["labels"] == len(time)
     other = flow()
     other.update(rows([START], [1]))
     other.merge(state)
-    assert other.value()["predictions"] == len(time) + 1
+    assert other.figures()["predictions"] == len(time) + 1
 
 
 def test_settings_that_make_no_sense_are_refused() -> None:
@@ -162,7 +163,7 @@ def test_every_row_is_in_one_slice_and_slices_add_up_to_the_whole() -> None:
     scores, labels = rng.random(100), rng.integers(0, 2, 100)
     state = sliced(values=("a", "b"))
     state.update(judged(feature, scores, labels))
-    found = state.value()
+    found = state.figures()
     assert {name: each["accuracy"].n for name, each in found.items()} == {"a": 40, "b": 30, "other": 20, "missing": 10}
     assert found["a"]["accuracy"].value == ((scores[:40] >= 0.5) == labels[:40]).mean()
     whole, total = Scores(output="p", label="y"), Scores(output="p", label="y")
@@ -177,14 +178,14 @@ def test_numbers_are_sliced_by_edges() -> None:
     feature = np.array([-np.inf, 0.0, 17.9, 18.0, 64.9, 65.0, np.inf, np.nan])
     state = sliced(edges=(18, 65))
     state.update(judged(feature, np.full(8, 0.7), np.ones(8)))
-    counts = {name: each["accuracy"].n for name, each in state.value().items()}
+    counts = {name: each["accuracy"].n for name, each in state.figures().items()}
     assert counts == {"below 18": 3, "[18, 65)": 2, "from 65": 2, "missing": 1}
     absent = sliced(values=(1, 2))
     absent.update(Columns(np.zeros(3, np.int64), {}, {"p": np.full(3, 0.2)}, {"y": np.zeros(3)}))
-    assert absent.value()["missing"]["accuracy"].n == 3
+    assert absent.figures()["missing"]["accuracy"].n == 3
     whole = sliced(values=(1, 2))
     whole.update(judged(np.array([1, 2, 2, 7]), np.full(4, 0.2), np.zeros(4)))
-    assert [each["accuracy"].n for each in whole.value().values()] == [1, 2, 1, 0]
+    assert [each["accuracy"].n for each in whole.figures().values()] == [1, 2, 1, 0]
 
 
 def test_slices_merge_save_and_take_back() -> None:
@@ -229,5 +230,5 @@ def test_slices_work_for_any_monitor() -> None:
     state = Sliced(monitor=Confusion(output="p", label="y", classes=("x", "z")), by="f", values=("a",))
     columns = judged(np.array(["a", "q"], object), np.array(["x", "z"], object), np.array(["x", "x"], object))
     state.update(columns)
-    assert state.value()["a"]["accuracy"].value == 1.0
-    assert state.value()["other"]["accuracy"].value == 0.0
+    assert state.figures()["a"]["accuracy"].value == 1.0
+    assert state.figures()["other"]["accuracy"].value == 0.0

@@ -46,7 +46,7 @@ def test_errors_equal_scikit_learns(data: list[tuple[float, float, float]], weig
     w = weight if weighted else np.ones(len(p))
     state = regression(weight="w" if weighted else None)
     state.update(rows({"p": p}, y, weight))
-    found = state.value()
+    found = state.figures()
     sane(found)
     if w.sum() == 0:
         assert found["mae"].value is found["r2"].value is None
@@ -64,7 +64,7 @@ def test_r2_is_that_of_exact_arithmetic_also_for_labels_far_from_zero(data: list
     p, y, _ = (np.array(each) for each in zip(*data, strict=True))
     state = regression()
     state.update(rows({"p": p}, y))
-    found = state.value()["r2"]
+    found = state.figures()["r2"]
     labels = [Fraction(each) for each in y.tolist()]
     mean = sum(labels) / len(labels)
     spread = sum((each - mean) ** 2 for each in labels)
@@ -83,10 +83,10 @@ def test_r2_equals_scikit_learns_on_ordinary_rows_and_is_none_where_labels_are_c
     for name, weight in ((None, np.ones(1000)), ("w", w)):
         state = regression(weight=name)
         state.update(rows({"p": p}, y, w))
-        close(state.value()["r2"], metrics.r2_score(y, p, sample_weight=weight))
+        close(state.figures()["r2"], metrics.r2_score(y, p, sample_weight=weight))
     constant = regression()
     constant.update(rows({"p": p}, np.full(1000, 0.1)))
-    assert constant.value()["r2"].value is None
+    assert constant.figures()["r2"].value is None
 
 
 def test_quantiles_are_judged_by_coverage_and_pinball_loss() -> None:
@@ -98,7 +98,7 @@ def test_quantiles_are_judged_by_coverage_and_pinball_loss() -> None:
     for name, weight in ((None, np.ones(2000)), ("w", w)):
         state = regression(quantiles=levels, weight=name)
         state.update(rows({"p": np.zeros(2000), "p10": low, "p90": high}, y, w))
-        found = state.value()
+        found = state.figures()
         sane(found)
         for output, bound, level in (("p10", low, 0.1), ("p90", high, 0.9)):
             there = ~np.isnan(bound)
@@ -125,7 +125,7 @@ def test_probabilities_of_many_classes_equal_scikit_learns(seed: int, n: int, cl
         scores = np.eye(classes)[scores.argmax(axis=1)]
     state = ClassScores(output="p", label="y", classes=tuple(range(classes)))
     state.update(rows({"p": scores}, y))
-    found = state.value()
+    found = state.figures()
     sane(found)
     close(found["accuracy"], metrics.accuracy_score(y, scores.argmax(axis=1)))
     held = np.clip(scores, np.finfo(float).eps, 1 - np.finfo(float).eps)
@@ -170,7 +170,7 @@ def test_errors_do_not_depend_on_order_partition_or_labels_that_were_superseded(
         again.load(one.to_bytes())
         merged.merge(again)
     assert merged.to_bytes() == whole.to_bytes()
-    assert merged.value() == whole.value()
+    assert merged.figures() == whole.figures()
 
 
 def test_many_classes_do_not_depend_on_order_partition_or_labels_that_were_superseded() -> None:
@@ -191,8 +191,8 @@ def test_many_classes_do_not_depend_on_order_partition_or_labels_that_were_super
         one.merge(other)
         merged.merge(one)
     assert merged.to_bytes() == whole.to_bytes()
-    assert whole.value()["unusable"] == {"prediction": 2, "scores": 2, "label": 0}
-    assert whole.value()["predictions"] == 298
+    assert whole.figures()["unusable"] == {"prediction": 2, "scores": 2, "label": 0}
+    assert whole.figures()["predictions"] == 298
 
 
 @pytest.mark.parametrize(
@@ -213,9 +213,9 @@ def test_many_classes_do_not_depend_on_order_partition_or_labels_that_were_super
 )
 def test_rows_of_any_kind_are_counted_and_nothing_raises(state: Any, columns: Columns) -> None:
     state = state.fresh()
-    sane(state.value())
+    sane(state.figures())
     state.update(columns)
-    sane(state.value())
+    sane(state.figures())
     before = state.to_bytes()
     state.label(columns)
     state.retract(columns)

@@ -93,7 +93,7 @@ def test_decisions_and_losses_equal_scikit_learns(data: Any, weighted: bool, thr
     w = weight if weighted else np.ones(len(p))
     state = monitor(weight="w" if weighted else None, threshold=threshold)
     state.update(rows(p, y, weight=weight))
-    found = state.value()
+    found = state.figures()
     sane(found)
     for name, expected in decision_oracles(y, (p >= threshold).astype(int), w).items():
         if expected is None:
@@ -117,7 +117,7 @@ def test_ranking_is_within_its_error_of_scikit_learns(data: Any, weighted: bool)
     w = weight if weighted else np.ones(len(p))
     state = monitor(weight="w" if weighted else None)
     state.update(rows(p, y, weight=weight))
-    found = state.value()
+    found = state.figures()
     positive, negative = w[y == 1].sum() > 0, w[y == 0].sum() > 0
     if positive and negative:
         auc = metrics.roc_auc_score(y, p, sample_weight=w)
@@ -137,7 +137,7 @@ def test_ranking_of_scores_on_the_grid_of_bins_is_exactly_scikit_learns(data: An
     p, y, _ = data
     state = monitor(edges=[k / 64 for k in range(65)])
     state.update(rows(p, y))
-    found = state.value()
+    found = state.figures()
     if 0 < y.sum() < len(y):
         close(found["roc_auc"], metrics.roc_auc_score(y, p))
     if y.any():
@@ -152,13 +152,13 @@ def test_calibration_error_is_that_of_the_bins() -> None:
     state.update(rows(p, y))
     place = np.minimum((p * 20).astype(int), 19)
     expected = sum(abs(y[place == b].sum() - p[place == b].sum()) for b in range(20)) / len(p)
-    found = state.value()
+    found = state.figures()
     close(found["ece"], expected)
     # A calibrated model's error is what chance alone gives it; this one's is far above.
     calm = monitor(edges=np.arange(1, 20) / 20)
     calm.update(rows(p, (rng.random(len(p)) < p).astype(int)))
-    by_chance = calm.value()["ece_by_chance"].value
-    assert calm.value()["ece"].value == pytest.approx(by_chance, rel=0.5)
+    by_chance = calm.figures()["ece_by_chance"].value
+    assert calm.figures()["ece"].value == pytest.approx(by_chance, rel=0.5)
     assert expected > 5 * by_chance
 
 
@@ -179,7 +179,7 @@ def test_any_order_partition_and_merge_gives_the_same_bytes(data: Any, seed: int
         again.load(one.to_bytes())
         merged.merge(again)
     assert merged.to_bytes() == whole.to_bytes()
-    assert merged.value() == whole.value()
+    assert merged.figures() == whole.figures()
 
 
 @settings(max_examples=30, deadline=None)
@@ -199,7 +199,7 @@ def test_late_and_superseded_labels_leave_the_state_of_the_last_labels(data: Any
     here.label(rows(p, wrong, weight=weight))
     there.retract(rows(p, wrong, weight=weight))
     assert there.negative() == len(p)
-    sane(there.value())
+    sane(there.figures())
     there.label(rows(p, y, weight=weight))
     here.merge(there)
     expected = monitor(weight=name)
@@ -213,14 +213,14 @@ def test_what_cannot_be_used_is_counted_by_what_it_lacks() -> None:
     labels = [1, 1, 0, 1, 0, 2, np.nan, 0]
     state = monitor()
     state.update(rows(scores, labels))
-    found = state.value()
+    found = state.figures()
     assert found["unusable"] == {"prediction": 4, "score": 4, "label": 2, "weight": 0}
     assert found["accuracy"].n == 2
     assert found["score_mean"].n == 4
     weighted = monitor(weight="w")
     weighted.update(rows([0.2, 0.4, 0.6], [1, 0, 1], weight=[np.nan, -1.0, 2.0]))
-    assert weighted.value()["unusable"] == {"prediction": 2, "score": 0, "label": 0, "weight": 2}
-    assert weighted.value()["accuracy"].value == 1.0
+    assert weighted.figures()["unusable"] == {"prediction": 2, "score": 0, "label": 0, "weight": 2}
+    assert weighted.figures()["accuracy"].value == 1.0
 
 
 @pytest.mark.parametrize(
@@ -242,11 +242,11 @@ def test_rows_of_any_kind_are_counted_and_nothing_raises(columns: Columns, weigh
     for state in (monitor(weight=weight), Confusion(output="p", label="y", classes=(0, 1, 2), weight=weight)):
         state.update(columns)
         state.retract(columns)
-        sane(state.value())
+        sane(state.figures())
 
 
 def test_an_empty_state_knows_nothing_and_says_so() -> None:
-    found = monitor().value()
+    found = monitor().figures()
     sane(found)
     figures = {name: each for name, each in found.items() if isinstance(each, Figure)}
     assert {each.value for each in figures.values()} == {None}
@@ -321,7 +321,7 @@ def test_figures_of_many_classes_equal_scikit_learns(pairs: list[tuple[str, str,
     w = weight if weighted else np.ones(len(guess))
     state = Confusion(output="p", label="y", classes=("cat", "dog", "eel"), weight="w" if weighted else None)
     state.update(rows(guess.astype(object), truth.astype(object), weight=weight))
-    found = state.value()
+    found = state.figures()
     sane(found)
     if w.sum() == 0:
         assert found["accuracy"].value is None
@@ -356,7 +356,7 @@ def test_the_largest_of_several_scores_is_the_prediction() -> None:
     scores = np.array([[0.1, 0.7, 0.2], [0.5, 0.2, 0.3], [np.nan, 0.2, 0.3], [0.2, 0.2, 0.6]])
     state = Confusion(output="p", label="y", classes=(10, 20, 30))
     state.update(rows(scores, [20, 30, 10, 7]))
-    found = state.value()
+    found = state.figures()
     assert state.matrix().tolist() == [[0, 0, 0], [0, 1, 0], [1, 0, 0]]
     assert found["predicted"] == {10: 1, 20: 1, 30: 1, None: 1}
     assert found["unusable"] == {"prediction": 1, "label": 1, "weight": 0}
@@ -375,12 +375,12 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
     truth = monitor()
     truth.update(rows(p, y))
     names = ("accuracy", "precision", "recall", "f1", "roc_auc", "log_loss", "brier")
-    expected = {name: truth.value()[name].value for name in names}
+    expected = {name: truth.figures()[name].value for name in names}
     held = dict.fromkeys(names, 0)
     for _ in range(400):
         state = monitor()
         state.update(rows(*sample(300)))
-        found = state.value()
+        found = state.figures()
         for name in names:
             held[name] += found[name].low <= expected[name] <= found[name].high
     for name, count in held.items():
