@@ -179,12 +179,12 @@ def freeze(layout: Layout, sample: Mapping[str, Array], seed: int = SEED) -> Map
 
 
 def centred(values: Array) -> tuple[float, float]:
-    """The centre and scale of the finite values among (n,) floats; 0 and 1 where there are none, or none that differ."""
+    """The centre and scale of the finite ones among (n,) floats; 0 and 1 where there are none, or none that differ."""
     values = values[np.isfinite(values)].astype(np.float64)
     if not len(values):
         return 0.0, 1.0
-    low, middle, high = (float(each) for each in np.quantile(values, (0.25, 0.5, 0.75)))
     with np.errstate(over="ignore", invalid="ignore"):
+        low, middle, high = (float(each) for each in np.quantile(values, (0.25, 0.5, 0.75)))
         spread = (high - low) / 1.349
         if not spread > 0:
             middle, spread = float(values.mean()), float(values.std())
