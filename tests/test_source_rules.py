@@ -41,6 +41,7 @@ WALL_CLOCK_USERS = {
     "gateway/cli.py": "a manifest tells when its version was made",
     "gateway/journal/ids.py": "an id begins with the time it was made",
     "gateway/journal/journal.py": "records tell when a request came",
+    "gateway/journal/recovery.py": "a segment tells when it was sealed",
     "gateway/journal/segment.py": "a segment tells when it was sealed",
     "gateway/inference/pipeline.py": "the statistics document tells when the last inference was",
     "gateway/models/source.py": "the age of a file is counted from its modification time",

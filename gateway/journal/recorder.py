@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 import numpy as np
-import xxhash
 
 from gateway.errors import NotReady
 from gateway.inference.block import Block, Layout
 from gateway.journal import keep, schema
+from gateway.journal.contents import Contents, hash_key, note
 from gateway.journal.keep import JournalRule, Kept
 from gateway.journal.schema import Column, Form, SegmentSpec
 from gateway.journal.segment import Segment, Target
@@ -70,7 +70,7 @@ class Recorder:
             keep.decide(spec, rule.tensors, fixed=contract.batched and _has_fixed_rows(spec))
             for spec in contract.outputs
         ]
-        self._datatypes = {spec.name: spec.datatype for spec in (*contract.inputs, *contract.outputs)}
+        self._contents = Contents(contract, secret)
         self._plain_outputs = {kept.name for kept in self.outputs if kept.direct}
         self._direct = [kept.direct for kept in self.inputs] if fixed else []
         # What is no column as it came: a version without any of it has a shorter path.
@@ -251,10 +251,10 @@ class Recorder:
         rows = slice(row, row + (1 if block is None else call.rows))
         self._time(segment, row, call, rows.stop - rows.start, now_ns, wall_ns, 0)
         frame: dict[str, Any] = {"row": row, "n": call.rows, "code": code}
-        self._note(frame, [call], row)
+        note(frame, [call], row)
         if block is None:
             segment.form[row] = Form.FRAME
-            frame["inputs"] = self._all(self.inputs, call.arrays or {}, row, call)
+            frame["inputs"] = self._contents.whole(self.inputs, call.arrays or {}, row, call)
         else:
             # What failed is kept whole, whatever the rule samples, but never what must not be written.
             values = {
@@ -262,7 +262,7 @@ class Recorder:
                 for kept, array in zip(self.inputs, block.arrays, strict=True)
                 if not kept.direct
             }
-            frame["inputs"] = self._all([kept for kept in self.inputs if not kept.direct], values, row, call)
+            frame["inputs"] = self._contents.whole([kept for kept in self.inputs if not kept.direct], values, row, call)
         if call.key:
             segment.key[rows] = hash_key(call.key)
         self._append(segment, rows, [frame])
@@ -313,9 +313,9 @@ class Recorder:
         segment.batch[row] = run.rows
         segment.form[row] = Form.FRAME
         frame: dict[str, Any] = {"row": row, "n": call.rows}
-        frame["inputs"] = self._all(self.inputs, call.arrays or {}, row, call)
-        frame["outputs"] = self._all(self.outputs, dict(zip(names, arrays, strict=True)), row, call)
-        self._note(frame, [call], row)
+        frame["inputs"] = self._contents.whole(self.inputs, call.arrays or {}, row, call)
+        frame["outputs"] = self._contents.whole(self.outputs, dict(zip(names, arrays, strict=True)), row, call)
+        note(frame, [call], row)
         if call.key:
             segment.key[row] = hash_key(call.key)
         self._append(segment, slice(row, row + 1), [frame])
@@ -333,7 +333,7 @@ class Recorder:
     ) -> None:
         """The frame of a batch: strings, ids, digests, samples; and the columns of what was redacted."""
         frame: dict[str, Any] = {"row": start, "n": stop - start}
-        self._note(frame, noted, block.base)
+        note(frame, noted, block.base)
         for call in noted:
             if call.key:
                 row = block.base + call.row
@@ -354,55 +354,8 @@ class Recorder:
                 if column is not None and array.shape[1:] == column.shape[1:]:
                     column[start:stop] = keep.redact(kept.rule, array, self._secret)
                 else:
-                    self._some(frame, group + "s", kept, array, segment, start)
+                    self._contents.stretch(frame, group + "s", kept, array, segment, start)
         self._append(segment, slice(start, stop), [frame])
-
-    def _some(self, frame: dict[str, Any], group: str, kept: Kept, array: Array, segment: Segment, start: int) -> None:
-        """What a rule leaves of an array of several rows, into a frame."""
-        rule = kept.rule
-        if rule.keep == "full":
-            frame.setdefault(group, {})[kept.name] = keep.as_frame(keep.redact(rule, array, self._secret))
-        elif rule.keep == "digest":
-            frame.setdefault("digest", {})[kept.name] = keep.digest(array).tobytes()
-            frame.setdefault("summary", {})[kept.name] = keep.summary(array, self._datatypes[kept.name]).tobytes()
-        else:
-            keys = segment.key[start : start + len(array)].tolist()
-            chosen = [
-                index
-                for index, key in enumerate(keys)
-                if keep.is_sampled(rule, key, segment.prefix + b"%08x" % (start + index))
-            ]
-            if chosen:
-                values = keep.as_frame(keep.redact(rule, array[chosen], self._secret))
-                frame.setdefault("samples", {})[kept.name] = {"at": chosen, "values": values}
-
-    def _all(self, kepts: Iterable[Kept], values: Any, row: int, call: Call) -> dict[str, Any]:
-        """The arrays of one call as its frame holds them; digests and samples of what is not kept whole."""
-        found: dict[str, Any] = {}
-        for kept in kepts:
-            array = values.get(kept.name)
-            if array is None or kept.rule.keep == "none":
-                continue
-            rule = kept.rule
-            key = hash_key(call.key) if call.key else 0
-            if rule.keep == "digest":
-                whole = array.reshape(1, -1)
-                marks = keep.digest(whole).tobytes(), keep.summary(whole, self._datatypes[kept.name]).tobytes()
-                found[kept.name] = {"digest": marks[0], "summary": marks[1], "s": list(array.shape)}
-            elif rule.keep == "full" or keep.is_sampled(rule, key, call.prediction_id):
-                found[kept.name] = keep.as_frame(keep.redact(rule, array, self._secret))
-        return found
-
-    @staticmethod
-    def _note(frame: dict[str, Any], calls: Sequence[Call], base: int) -> None:
-        """The names that clients gave to their requests."""
-        notes = [
-            [call.slot if call.block is None else base + call.row, call.request_id, call.id, call.trace]
-            for call in calls
-            if call.request_id or call.id or call.trace
-        ]
-        if notes:
-            frame["notes"] = notes
 
     def _append(self, segment: Segment, rows: slice, frames: list[dict[str, Any]]) -> None:
         try:
@@ -415,11 +368,6 @@ def segments_of(calls: Iterable[Call]) -> set[Segment]:
     """The segments in which calls have their records."""
     found = {call.segment if call.block is None else call.block.segment for call in calls}
     return {segment for segment in found if segment is not None}
-
-
-def hash_key(key: str) -> int:
-    """The 64 bits that stand for a client's key in records; they route it, too."""
-    return xxhash.xxh3_64_intdigest(key.encode("utf-8", "surrogateescape"))
 
 
 def _has_fixed_rows(spec: TensorSpec) -> bool:

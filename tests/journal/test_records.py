@@ -129,6 +129,16 @@ def test_varying_shapes_and_requests_of_no_rows_are_kept_whole(tmp_path: Path) -
     assert empty.inputs["x"].shape == (0, 5)
 
 
+def test_of_a_varying_shape_a_digest_tells_what_it_was(tmp_path: Path) -> None:
+    world = World(tmp_path, with_rule(FREE, x=KeepRule("digest")))
+    after(world, {"inputs": [item("x", "FP32", [2, 3], [1, 2, 3, 4, 5, 6])]})
+    (record,) = world.records()
+    values = np.arange(1, 7, dtype="<f4")
+    assert record.inputs["x"]["digest"] == xxhash.xxh3_128_digest(values.tobytes())
+    assert record.inputs["x"]["s"] == [2, 3]
+    assert record.outputs["y"].tolist() == [[1, 2, 3], [4, 5, 6]]
+
+
 def test_what_a_client_calls_its_request_is_kept_with_its_key(tmp_path: Path) -> None:
     document = numbers((1, 2)) | {"id": "order-7"}
     world = after(World(tmp_path, with_rule(FIXED)), document, key="customer-3", request_id="trace-9")
