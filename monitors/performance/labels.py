@@ -18,7 +18,7 @@ from monitors.types import Array, Columns
 
 _S = 1_000_000_000
 _HOUR, _DAY = 3600, 86400
-AGES_S = (60, 300, 900, _HOUR, 6 * _HOUR, _DAY, 2 * _DAY, 3 * _DAY, 7 * _DAY, 14 * _DAY, 30 * _DAY, 60 * _DAY)
+AGES_S = (60, 300, 900, _HOUR, 6 * _HOUR, _DAY, 2 * _DAY, 3 * _DAY, 7 * _DAY, 14 * _DAY, 30 * _DAY)
 
 
 class LabelFlow(Tally):
@@ -35,7 +35,7 @@ class LabelFlow(Tally):
         label: str,
         arrival: str,
         bucket_s: int = _HOUR,
-        buckets: int = 24 * 92,
+        buckets: int = 24 * 32,
         ages_s: Sequence[int] = AGES_S,
     ) -> None:
         self._label, self._arrival, self._width = label, arrival, bucket_s * _S
@@ -126,26 +126,27 @@ class LabelFlow(Tally):
         """The state as of `now_ns`, which ages are counted from; the end of the newest bucket where it is None.
 
         `coverage`: of all predictions. `by_age`: of predictions whose age is above the age before it and at most
-        `age_s` (None: older than all), the share labelled so far. `within`: of predictions that are older than `age_s`,
-        the share that had its label by that age; this one does not change as a prediction gets older. `lag_s`: ages
-        within which half, 90 % and 99 % of the labels came, rounded up, None where later than all ages; labels still to
+        `age_s` (None: older than all), to a bucket, the share labelled so far. `within`: of predictions that are older
+        than `age_s`, the share that had its label by that age; this one does not change as a prediction gets older.
+        `lag_s`: ages within which half, 90 % and 99 % of the labels came, rounded up, None where later than all ages; labels still to
         come are not among them, so it is low where there are many.
         """
         rows, labels = np.maximum(self.counts["rows"], 0), np.maximum(self.counts["labels"], 0)
         newest = self.newest
-        ages = np.zeros(self._kept + 1)
+        ages = np.zeros(self._kept + 1)  # of the youngest row of a bucket: all of its rows are at least as old
+        oldest = np.full(self._kept + 1, np.inf)
         if newest is not None:
             now = (newest + 1) * self._width if now_ns is None else now_ns
-            # Of the youngest of a bucket, so that all of its rows are at least as old; the older ones lie behind.
-            ends = (newest - self._kept + np.arange(self._kept + 1) + 1) * float(self._width)
-            ages = (now - ends) / _S
+            ends = [(newest - behind + 1) * self._width for behind in range(self._kept, -1, -1)]
+            ages = np.array([(now - end) / _S for end in ends])
+            oldest[1:] = ages[1:] + self._width / _S
         done = labels.sum(axis=1)
         known = labels[:, :-1].sum(axis=0)
         return {
             "predictions": int(rows.sum()),
             "labels": int(done.sum()),
             "coverage": _coverage(done, rows),
-            "by_age": self._by_age(ages, rows, done),
+            "by_age": self._by_age(oldest, rows, done),
             "within": [
                 {"age_s": age, "coverage": _coverage(labels[ages >= age, : place + 1], rows[ages >= age])}
                 for place, age in enumerate(self.ages_s)

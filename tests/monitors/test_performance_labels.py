@@ -50,7 +50,8 @@ def test_coverage_is_told_by_age_and_does_not_blame_young_predictions_for_labels
     sane({name: each for name, each in found.items() if name not in ("by_age", "within")})
     by_age = {each["age_s"]: each["coverage"] for each in found["by_age"]}
     assert by_age[HOUR].value == 0.0
-    assert by_age[HOUR].n == 2 * 60  # the youngest bucket's age is 0, the next one's just an hour
+    assert by_age[HOUR].n == 60
+    assert by_age[4 * HOUR].value == pytest.approx(0.8 / 3)  # two hours without labels and one with
     assert by_age[24 * HOUR].value == pytest.approx(0.8)
     assert by_age[None].value == pytest.approx(0.8)
     within = {each["age_s"]: each["coverage"] for each in found["within"]}
