@@ -169,7 +169,7 @@ class Segment:
         for group, values in (("inputs", inputs), ("outputs", outputs)):
             first = 0 if loose else int(frame.get("row", row))
             for name, value in tensors(frame.get(group, {})).items():
-                if isinstance(value, dict) or (loose and part is None):
+                if loose and part is None:
                     values[name] = value
                 elif len(value) > (index := (part or 0) if loose else at - first):
                     values[name] = value[index]
@@ -222,9 +222,7 @@ def tensors(values: dict[str, Any]) -> dict[str, Any]:
     Of what a frame has only a digest of there is no value.
     """
     return {
-        name: np.frombuffer(value["b"], value["d"]).reshape(value["s"])
-        if isinstance(value, dict) and "b" in value
-        else value
+        name: np.frombuffer(value["b"], value["d"]).reshape(value["s"]) if isinstance(value, dict) else value
         for name, value in values.items()
         if not isinstance(value, dict) or "b" in value
     }

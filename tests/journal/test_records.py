@@ -134,8 +134,8 @@ def test_of_a_varying_shape_a_digest_tells_what_it_was(tmp_path: Path) -> None:
     after(world, {"inputs": [item("x", "FP32", [2, 3], [1, 2, 3, 4, 5, 6])]})
     (record,) = world.records()
     values = np.arange(1, 7, dtype="<f4")
-    assert record.inputs["x"]["digest"] == xxhash.xxh3_128_digest(values.tobytes())
-    assert record.inputs["x"]["s"] == [2, 3]
+    assert record.frame["inputs"]["x"]["digest"] == xxhash.xxh3_128_digest(values.tobytes())
+    assert record.frame["inputs"]["x"]["s"] == [2, 3]
     assert record.outputs["y"].tolist() == [[1, 2, 3], [4, 5, 6]]
 
 
