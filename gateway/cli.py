@@ -13,6 +13,7 @@ from pathlib import Path
 from gateway import __version__, settings
 from gateway.errors import HeadgateError, SettingError
 from gateway.feedback import cli as feedback_cli
+from gateway.journal import cli as journal_cli
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -61,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     listing.add_argument("--json", action="store_true", help="print JSON instead of a table")
     listing.set_defaults(run=_model_list)
     feedback_cli.add_parser(commands)
+    journal_cli.add_parser(commands)
     return parser
 
 

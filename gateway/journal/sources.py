@@ -1,0 +1,89 @@
+"""Sources: the predictions of a model wherever they are kept, in segments and in the archive, oldest first."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from gateway.journal import archive, arrow
+from gateway.journal.columns import schema_of, source_of
+from gateway.journal.reader import Damaged, Segment, segments
+
+
+class Source(NamedTuple):
+    """The rows of one segment, and where it was when it was looked for. `rows` is about how many it had then."""
+
+    prefix: str
+    version: int
+    digest: str
+    schema: pa.Schema
+    rows: int
+    segment: Path | None
+    archived: Path | None
+
+    @property
+    def bare(self) -> bool:
+        """Whether the inputs of these rows have been taken away."""
+        return source_of(self.schema).bare
+
+
+def sources(data: Path, model: str, versions: Collection[int] = (), until_ns: int = 1 << 62) -> list[Source]:
+    """The sources of a model (or of some of its versions) that were opened before a time, oldest first.
+
+    Raises Damaged, OSError.
+    """
+    found: dict[str, Source] = {}
+    for place in archive.places(data / archive.FOLDER, model):
+        if (versions and place.version not in versions) or archive.opened_ns(place.prefix) >= until_ns:
+            continue
+        schema = archive.read_schema(place.path)
+        segment = source_of(schema).segment
+        rows = pq.read_metadata(place.path).num_rows
+        found[place.prefix] = Source(place.prefix, place.version, segment.digest, schema, rows, None, place.path)
+    for path in segments(data / "journal"):
+        if archive.opened_ns(path.stem) >= until_ns:
+            continue
+        try:
+            opened = Segment.open(path)
+        except FileNotFoundError:
+            continue
+        spec = opened.spec
+        if spec.model == model and (not versions or spec.version in versions):
+            # A segment is read without decoding: where both are there, it is the better one.
+            rows = opened.rows()
+            found[spec.prefix] = Source(spec.prefix, spec.version, spec.digest, schema_of(spec), rows, path, None)
+    return [found[prefix] for prefix in sorted(found)]
+
+
+def models(data: Path) -> set[str]:
+    """The models of which there are predictions."""
+    names = {place.model for place in archive.places(data / archive.FOLDER)}
+    for path in segments(data / "journal"):
+        try:
+            names.add(Segment.open(path).spec.model)
+        except (FileNotFoundError, Damaged):
+            continue
+    return names
+
+
+def read(data: Path, source: Source) -> Iterator[pa.RecordBatch]:
+    """The rows of a source; each batch ends with a run. Raises Damaged, OSError.
+
+    A segment that went into the archive in the meantime is read there.
+    """
+    if source.segment is not None:
+        try:
+            segment = Segment.open(source.segment)
+        except FileNotFoundError:
+            pass
+        else:
+            yield from arrow.batches(segment)
+            return
+    path = archive.find(data / archive.FOLDER, source.prefix)
+    if path is None:
+        raise Damaged(f"segment {source.prefix} went away while it was looked for")
+    yield from archive.read(path)
