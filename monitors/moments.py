@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from monitors.baseline.layout import Category, Numeric
 from monitors.types import Counts, Floats
 
 if TYPE_CHECKING:
@@ -22,26 +21,18 @@ def moments(state: State) -> tuple[Counts, Floats, Floats]:
     deviation by at most w / 2 * sqrt(n / (n - 1)) (Minkowski's inequality). NaN where n < 1 (mean) or n < 2 (variance),
     and for categories.
     """
+    table = state.layout.metric
     n = state.finite
-    mean, variance = np.full(len(n), np.nan), np.full(len(n), np.nan)
-    for row, feature in enumerate(state.layout.features):
-        size = int(n[row])
-        if isinstance(feature, Category) or not size:
-            continue
-        total, squares = int(state.sums[row].sum()), int(state.squares[row])
-        mean[row] = np.ldexp(feature.centre + total / size + half(feature), feature.unit)
-        if size > 1:
-            spread = size * squares - total * total
-            variance[row] = np.ldexp(spread / (size * (size - 1)), 2 * feature.unit)
-    return n, mean, variance
-
-
-def half(feature: Numeric) -> float:
-    """What rounding down took from a value, on average and in units: nothing from whole numbers."""
-    return 0.0 if feature.whole and feature.unit <= 0 else 0.5
+    size = n.astype(object)
+    total = np.where(table.numeric, state.sums.sum(axis=1), 0).astype(object)
+    spread = size * state.squares - total * total
+    one, two = np.maximum(n, 1).astype(object), np.maximum(n * (n - 1), 1).astype(object)
+    mean = (table.centre + (total / one).astype(np.float64) + table.half) * table.unit
+    variance = (spread / two).astype(np.float64) * table.unit**2
+    return n, np.where(n > 0, mean, np.nan), np.where(n > 1, variance, np.nan)
 
 
 def resolution(state: State) -> Floats:
     """The unit w of each feature, (F,): the mean and the standard deviation are known to w / 2. NaN for categories."""
-    features = state.layout.features
-    return np.array([np.nan if isinstance(f, Category) else np.ldexp(1.0, f.unit) for f in features])
+    table = state.layout.metric
+    return np.where(table.numeric, table.unit, np.nan)

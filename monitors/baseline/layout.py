@@ -10,7 +10,7 @@ import hashlib
 import math
 from collections.abc import Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import msgspec
 import numpy as np
@@ -66,6 +66,11 @@ class Numeric(msgspec.Struct, frozen=True, tag="numeric"):
     def bins(self) -> int:
         return len(self.edges) + 1
 
+    @property
+    def half(self) -> float:
+        """What rounding down takes from a value, on average and in units: nothing from whole numbers."""
+        return 0.0 if self.whole and self.unit <= 0 else 0.5
+
     def labels(self) -> list[str]:
         """What each own bin holds, to be read by people."""
         ends = ["-inf", *(f"{edge:.6g}" for edge in self.edges), "inf"]
@@ -95,6 +100,25 @@ class Category(msgspec.Struct, frozen=True, tag="category"):
 
 
 Feature = Numeric | Category
+
+
+class Metric(NamedTuple):
+    """Where the bins of numbers are, one row per feature; zeros for categories.
+
+    `numeric` bool [F]; `bins` [F]: own bins; `edges` [F, K - 1], padded on the right with the last edge; `lefts` [F,
+    K]: the left edge of each own bin, 0 for the first; `points` bool [F, K]; `unit` [F]: the width of a unit of the
+    moments; `centre`, `half` [F]: what to add to a mean in units; `reach` [F]: the largest absolute edge.
+    """
+
+    numeric: Array
+    bins: Counts
+    edges: Floats
+    lefts: Floats
+    points: Array
+    unit: Floats
+    centre: Floats
+    half: Floats
+    reach: Floats
 
 
 class Layout(msgspec.Struct, frozen=True, dict=True):
@@ -134,12 +158,30 @@ class Layout(msgspec.Struct, frozen=True, dict=True):
         return np.array([feature.role == "output" for feature in self.features], dtype=bool)
 
     @cached_property
-    def edges(self) -> Floats:
-        """float64 [F, B - FIRST - 1]: the inner edges of the numbers, padded on the right with +inf."""
-        table = np.full((len(self.features), max(self.shape[1] - FIRST - 1, 0)), math.inf)
+    def metric(self) -> Metric:
+        """The positions of the bins of numbers."""
+        features, own = len(self.features), max(self.shape[1] - FIRST, 2)
+        table = Metric(
+            self.numeric,
+            np.array([f.bins if isinstance(f, Numeric) else 1 for f in self.features], dtype=np.int64),
+            np.zeros((features, own - 1)),
+            np.zeros((features, self.shape[1] - FIRST)),
+            np.zeros((features, self.shape[1] - FIRST), dtype=bool),
+            np.zeros(features),
+            np.zeros(features),
+            np.zeros(features),
+            np.zeros(features),
+        )
         for row, feature in enumerate(self.features):
             if isinstance(feature, Numeric):
-                table[row, : len(feature.edges)] = feature.edges
+                table.unit[row] = math.ldexp(1.0, feature.unit)
+                table.centre[row], table.half[row] = feature.centre, feature.half
+                table.points[row, : feature.bins] = feature.points
+                if feature.edges:
+                    table.edges[row] = feature.edges[-1]
+                    table.edges[row, : feature.bins - 1] = feature.edges
+                    table.lefts[row, 1 : feature.bins] = feature.edges
+                    table.reach[row] = max(abs(feature.edges[0]), abs(feature.edges[-1]))
         return table
 
     @cached_property

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
-from monitors.baseline.layout import FIRST, Numeric
+from monitors.baseline.layout import FIRST, Metric, Numeric
 from monitors.drift.statistic import Statistic, statistic
-from monitors.moments import half
 from monitors.state import State
 from monitors.types import Floats
 
@@ -24,13 +21,49 @@ def wasserstein(reference: State, current: State) -> Statistic:
     `monitors.moments`), so the bounds are w wider; they are infinite where a value was too far out to be summed.
     """
     layout = reference.layout
-    size = len(layout.features)
-    value, lower, upper = (np.zeros(size) for _ in range(3))
     n, m = current.finite.astype(np.float64), reference.finite.astype(np.float64)
-    for row, feature in enumerate(layout.features):
-        if isinstance(feature, Numeric) and n[row] and m[row]:
-            value[row], lower[row], upper[row] = _of_one(feature, reference, current, row)
+    tables = layout.metric
+    rows = np.arange(len(n))
+    (p, a), (q, b) = (_shares(side, tables) for side in (reference, current))
+    last = tables.bins - 1
+    tails = [(p[:, 0] * tables.edges[:, 0] - a[:, 0], q[:, 0] * tables.edges[:, 0] - b[:, 0])]
+    end = tables.edges[:, -1]
+    tails.append((a[rows, last] - p[rows, last] * end, b[rows, last] - q[rows, last] * end))
+    for each in (p, q, a, b):
+        each[rows, last] = 0.0  # what is left are the bins between the first and the last edge
+    gap = np.cumsum(p - q, axis=1)[:, :-1]
+    inner, right, width = slice(1, -1), tables.edges[:, 1:], np.diff(tables.edges, axis=1)
+    points = tables.points[:, inner]
+    signed = gap[:, :-1] * width + (p - q)[:, inner] * right - (a - b)[:, inner]
+    least = np.abs(signed)
+    low, high = gap[:, :-1] - q[:, inner], gap[:, :-1] + p[:, inner]
+    crosses = (low < 0) & (high > 0) & ~points
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        share = np.clip((signed / width - low) / (high - low), 0.0, 1.0)
+    most = np.where(crosses, np.maximum(width * (share * high - (1 - share) * low), least), least)
+    straight = (np.abs(gap[:, :-1]) + np.abs(gap[:, 1:])) / 2 * width
+    middle = np.clip(np.where(points, least, straight), least, most)
+    value, lower, upper = (each.sum(axis=1) for each in (middle, least, most))
+    for one, other in tails:
+        apart = np.abs(one - other)
+        value, lower = value + apart, lower + apart
+        both = (one > 0) & (other > 0)
+        upper = upper + np.where(both, np.maximum(one, 0.0) + np.maximum(other, 0.0), apart)
+    slack = tables.unit + 1e-12 * tables.reach
+    unbounded = (reference.held + current.held > 0) | (tables.bins < 2)
+    lower = np.where(unbounded, 0.0, np.maximum(lower - slack, 0.0))
+    upper = np.where(unbounded, np.inf, upper + slack)
     return statistic(value, n, m, lower=lower, upper=upper)
+
+
+def _shares(state: State, tables: Metric) -> tuple[Floats, Floats]:
+    """The share of each own bin, [F, K], and the sum of its values over n, in the feature's units."""
+    counts = np.where(tables.numeric[:, None], state.counts[:, FIRST:], 0)
+    total = np.maximum(counts.sum(axis=1), 1)[:, None]
+    shares = counts / total
+    offset = (tables.centre + tables.half)[:, None]
+    means = (state.sums + counts * offset) / total * tables.unit[:, None]
+    return shares, np.where(tables.points, shares * tables.lefts, means)  # what a point holds is known exactly
 
 
 def relative(distance: Statistic, baseline: State) -> Floats:
@@ -49,48 +82,3 @@ def relative(distance: Statistic, baseline: State) -> Floats:
             if high < feature.bins:
                 spread[row] = (ends[high] + ends[high + 1]) / 2 - (ends[low] + ends[low + 1]) / 2
     return np.where(spread > 0, distance.value / np.where(spread > 0, spread, 1.0), np.nan)
-
-
-def _of_one(feature: Numeric, reference: State, current: State, row: int) -> tuple[float, float, float]:
-    own = slice(FIRST, FIRST + feature.bins)
-    unit = math.ldexp(1.0, feature.unit)
-    shares, firsts = [], []
-    for state in (reference, current):
-        counts = state.counts[row, own].astype(np.float64)
-        total = counts.sum()
-        shares.append(counts / total)
-        # The sum of the values of each bin over n, in the feature's units.
-        firsts.append((state.sums[row, : feature.bins] + counts * (feature.centre + half(feature))) / total * unit)
-    edges, points = np.array(feature.edges), np.array(feature.points)
-    if not len(edges):
-        tails = abs(float(firsts[0].sum() - firsts[1].sum()))
-        return tails, max(tails - unit, 0.0), math.inf
-    p, q = shares
-    # What a point holds is known exactly.
-    a, b = (np.where(points, share * np.append(0.0, edges), first) for share, first in zip(shares, firsts, strict=True))
-    f, g = np.cumsum(p)[:-1], np.cumsum(q)[:-1]
-    right, width = edges[1:], np.diff(edges)
-    gap = f - g
-    inner, pq = slice(1, -1), p - q
-    signed = gap[:-1] * width + pq[inner] * right - (a - b)[inner]
-    least = np.abs(signed)
-    low, high = gap[:-1] - q[inner], gap[:-1] + p[inner]
-    crosses = (low < 0) & (high > 0) & ~points[inner]
-    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-        share = np.clip((signed / width - low) / (high - low), 0.0, 1.0)
-    most = np.where(crosses, np.maximum(width * (share * high - (1 - share) * low), least), least)
-    straight = (np.abs(gap[:-1]) + np.abs(gap[1:])) / 2 * width
-    middle = np.clip(np.where(points[inner], least, straight), least, most)
-    ends = [
-        (p[0] * edges[0] - a[0], q[0] * edges[0] - b[0]),
-        (a[-1] - p[-1] * edges[-1], b[-1] - q[-1] * edges[-1]),
-    ]
-    value, lower, upper = float(middle.sum()), float(least.sum()), float(most.sum())
-    for one, other in ends:
-        value += abs(one - other)
-        lower += abs(one - other)
-        upper += max(one, 0.0) + max(other, 0.0) if one > 0 and other > 0 else abs(one - other)
-    if reference.held[row] or current.held[row]:
-        return value, 0.0, math.inf
-    slack = unit + 1e-12 * float(np.abs(edges).max())
-    return value, max(lower - slack, 0.0), upper + slack
