@@ -99,7 +99,15 @@ class Watcher:
         """How far it is."""
         if self.baseline is None:
             return Progress(sum(map(len, self._learning)), 0, self.late, self.loose)
-        return Progress(self.total.rows, self.window.rows, self.late, self.loose)
+        waiting = sum(state.rows for state in self._blocks.values())
+        return Progress(self.total.rows + waiting, self.window.rows, self.late, self.loose)
+
+    def counted(self) -> State:
+        """The counts of all rows so far, also of those in blocks that are not complete. Not while learning."""
+        counted = self.total.copy()
+        for state in self._blocks.values():
+            counted.merge(state)
+        return counted
 
     def update(self, columns: Columns, loose: int = 0) -> None:
         """Count rows; `loose` others have no columns."""

@@ -1,0 +1,220 @@
+"""The service: what the journal gains is counted once, whatever is stopped and begun again, and alarms are raised."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from gateway.inference.admission import Quotas
+from gateway.inference.pipeline import Pipeline
+from gateway.journal.journal import Journal, JournalSettings
+from gateway.journal.reader import segments
+from gateway.oip.limits import Limits
+from gateway.telemetry.store import CounterStore
+from gateway.types import Contract, TensorSpec
+from monitors.alarms import Alarm
+from monitors.baseline.build import Arrays, build
+from monitors.baseline.document import Baseline
+from monitors.metrics import Collector
+from monitors.service import Service, Subject
+from monitors.tail import Tail
+from monitors.watcher import Rule
+from tests.inference.fakes import FakeDoor, FakeSession, servable, table_of
+
+CONTRACT = Contract(
+    (TensorSpec("x", "FP32", (-1, 2)), TensorSpec("city", "BYTES", (-1, 1))),
+    (TensorSpec("y", "FP32", (-1, 2)),),
+    batched=True,
+)
+CITIES = ["Oslo", "Rome", "Bern"]
+RULE = Rule(block_s=0.05, window_s=3600, learn_rows=300)
+
+
+class Gate:
+    """A pipeline with a journal: what it answers is in the journal."""
+
+    def __init__(self, data: Path) -> None:
+        self.dice = np.random.default_rng(5)
+        rules = JournalSettings(data / "journal", 1 << 20, 3600.0, "process", False)
+        self.journal = Journal(rules, lambda what, number: pytest.fail(f"{what}: {number}"))
+        version = servable(FakeSession(), CONTRACT)
+        self.pipeline = Pipeline(table_of(version), CounterStore(), Limits(), Quotas(), 30.0, 60.0, self.journal)
+        self.door = FakeDoor()
+        self.rows = 0
+
+    def send(self, requests: int, shift: float = 0.0) -> None:
+        """So many requests of one or more rows, and one that is refused."""
+
+        async def main() -> None:
+            for _ in range(requests):
+                rows = int(self.dice.integers(1, 4))
+                self.rows += rows
+                self._submit(rows, shift)
+            call = self.pipeline.admit(("m", None), self.door, time.monotonic_ns())
+            self.pipeline.submit(call, b"{}", None)
+            for _ in range(3 + requests // 20):
+                await asyncio.sleep(0)
+
+        asyncio.run(main())
+        self.journal.tick(time.monotonic())
+
+    def _submit(self, rows: int, shift: float) -> None:
+        values = self.dice.normal(shift, 1, rows * 2).round(3).tolist()
+        cities = [CITIES[index] for index in self.dice.integers(0, 3, rows)]
+        inputs = [
+            {"name": "x", "shape": [rows, 2], "datatype": "FP32", "data": values},
+            {"name": "city", "shape": [rows, 1], "datatype": "BYTES", "data": cities},
+        ]
+        call = self.pipeline.admit(("m", None), self.door, time.monotonic_ns())
+        self.pipeline.submit(call, json.dumps({"inputs": inputs}).encode(), None)
+
+
+def trained(rows: int = 4000) -> Baseline:
+    """A baseline of what `Gate` sends without a shift."""
+    dice = np.random.default_rng(1)
+    x = dice.normal(0, 1, (rows, 2)).round(3).astype(np.float32)
+    cities = np.array([CITIES[index] for index in dice.integers(0, 3, rows)], object)
+    return build(Arrays({"x[0]": x[:, 0], "x[1]": x[:, 1], "city": cities}, {"y": x}))
+
+
+def service(data: Path, baseline: Baseline | None, told: list[Alarm] | None = None, ahead_s: float = 60.0) -> Service:
+    """A service whose clock is ahead, so that every block that it has seen is complete."""
+    notify = (told if told is not None else []).append
+    return Service(data, lambda *_: Subject(RULE, baseline), notify, lambda: time.time_ns() + int(ahead_s * 1e9))
+
+
+def test_strings_and_numbers_of_every_row_are_seen_once_and_refused_requests_never(tmp_path: Path) -> None:
+    gate = Gate(tmp_path)
+    tail = Tail(tmp_path / "journal")
+    seen: list[Any] = []
+    for _ in range(5):
+        gate.send(7)
+        for prefix in tail.specs():
+            seen += list(tail.read(prefix, limit=5))
+    assert sum(len(rows.columns) for rows in seen) == gate.rows
+    x = np.concatenate([rows.columns.features["x[0]"] for rows in seen])
+    answers = np.concatenate([rows.columns.outputs["y"] for rows in seen])
+    assert (answers[:, 0] == x).all()
+    cities = np.concatenate([rows.columns.features["city"] for rows in seen])
+    assert set(cities) == set(CITIES)
+    sent = [json.loads(body)["outputs"][0]["data"][::2] for body in gate.door.bodies]
+    assert x.tolist() == pytest.approx([value for part in sent for value in part])
+
+
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(steps=st.lists(st.sampled_from(["send", "step", "die", "save"]), min_size=3, max_size=12))
+def test_whenever_it_dies_every_row_is_counted_once_and_the_state_is_that_of_one_that_never_did(
+    tmp_path_factory: pytest.TempPathFactory, steps: list[str]
+) -> None:
+    data = tmp_path_factory.mktemp("data")
+    gate, baseline = Gate(data), trained(500)
+    watching = service(data, baseline)
+    for step in [*steps, "send", "step"]:
+        if step == "send":
+            gate.send(20)
+        elif step == "step":
+            watching.step()
+        elif step == "save":
+            watching.checkpoint()
+        else:
+            watching = service(data, baseline)
+    watching.step()
+    whole = service(data, baseline)
+    whole._folder = data / "another"
+    whole.step()
+    (one,), (other,) = watching.watchers.values(), whole.watchers.values()
+    assert one.progress.rows == gate.rows
+    assert one.counted().to_bytes() == other.counted().to_bytes()
+
+
+def test_without_a_baseline_one_is_learned_and_says_so(tmp_path: Path) -> None:
+    gate = Gate(tmp_path)
+    watching = service(tmp_path, None)
+    gate.send(50)
+    watching.step()
+    assert watching.watchers["m", 1].value()["learning"] is True
+    gate.send(400)
+    watching.step()
+    value = watching.watchers["m", 1].value()
+    assert value["learning"] is False
+    assert value["baseline"]["learned"] is True
+    assert value["baseline"]["rows"] + value["rows"] == gate.rows
+    watching.checkpoint()
+    again = service(tmp_path, None)
+    again.step()
+    assert again.watchers["m", 1].value()["baseline"] == value["baseline"]
+    assert again.watchers["m", 1].progress.rows == value["rows"]
+
+
+def test_a_shift_raises_one_alarm_that_names_its_feature_and_no_shift_raises_none(tmp_path: Path) -> None:
+    gate = Gate(tmp_path)
+    told: list[Alarm] = []
+    watching = service(tmp_path, trained(), told)
+    for _ in range(5):
+        gate.send(200)
+        watching.step()
+    assert told == []
+    for _ in range(5):
+        gate.send(200, shift=1.0)
+        watching.step()
+    (alarm,) = told
+    assert alarm.kind == "different-from-training"
+    assert {feature.feature for feature in alarm.finding.features if feature.proved} >= {"x[0]", "x[1]"}
+    assert "city" not in {feature.feature for feature in alarm.finding.features if feature.proved}
+    again = service(tmp_path, trained(), told)
+    again.step()
+    assert len(told) == 1, "an alarm was raised again after a restart"
+    found = again.acknowledge(alarm.id, "ada", "the sensor was changed")
+    assert found is not None
+    assert found.acknowledged is not None
+    assert again.acknowledge("unknown", "ada") is None
+
+
+def test_a_scrape_has_the_scores_the_evidence_and_the_rows(tmp_path: Path) -> None:
+    gate = Gate(tmp_path)
+    watching = service(tmp_path, trained())
+    gate.send(300, shift=0.5)
+    watching.step()
+    found = {
+        (sample.name, sample.labels.get("feature", ""), sample.labels.get("statistic", "")): sample.value
+        for family in Collector(watching).collect()
+        for sample in family.samples
+    }
+    assert found["headgate_monitor_rows_total", "", ""] == gate.rows
+    assert found["headgate_drift_score", "x[0]", "psi"] > 0.1
+    assert abs(found["headgate_drift_score", "city", "psi"]) < 0.05
+    assert found["headgate_drift_samples", "x[0]", ""] == gate.rows
+    assert found["headgate_monitor_lag_rows", "", ""] == 0
+    assert all(np.isfinite(value) for value in found.values())
+
+
+def test_another_baseline_begins_anew_and_keeps_what_was_counted(tmp_path: Path) -> None:
+    gate = Gate(tmp_path)
+    watching = service(tmp_path, trained())
+    gate.send(50)
+    watching.step()
+    watching.checkpoint()
+    again = service(tmp_path, trained(1000))
+    again.step()
+    assert again.watchers["m", 1].progress.rows == gate.rows
+    assert [path.name for path in (tmp_path / "monitors").iterdir() if path.suffix == ".old"] == ["m.1.old"]
+
+
+def test_a_segment_that_cannot_be_read_is_named_and_the_others_are_counted(tmp_path: Path) -> None:
+    gate = Gate(tmp_path)
+    gate.send(10)
+    (path,) = segments(tmp_path / "journal")
+    broken = path.with_name("00000000-0000-8000-8000-0000.segment")
+    broken.write_bytes(b"\0" * 8192)
+    watching = service(tmp_path, trained())
+    watching.step()
+    assert watching.watchers["m", 1].progress.rows == gate.rows
+    assert list(watching._tail.damaged) == [broken.stem]
