@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import orjson
 from starlette.datastructures import State
 from starlette.requests import Request
 from starlette.responses import Response
 
 from gateway.errors import HeadgateError, InvalidRequest, NotFound, ServerError
-from gateway.http.messages import JSON
+from gateway.http.messages import json_response
 from gateway.journal import ids
 from gateway.journal.reader import Damaged, Locator, Record
 from gateway.oip.jsontext import quote
@@ -57,16 +57,34 @@ async def prediction(request: Request) -> Response:
         expected = "a UUID as replies carry it, or that and %23row"
         raise InvalidRequest(f"prediction_id must be {expected}, got {quote(text)}", field="prediction_id")
     state = request.app.state
-    document = await asyncio.to_thread(lambda: _document(name, Locator(data, keep=1), state))
-    return Response(orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY), media_type=JSON)
+    return json_response(await asyncio.to_thread(lambda: _document(name, data, state)))
 
 
-def _document(name: ids.PredictionId, locator: Locator, state: State) -> dict[str, Any]:
+def _document(name: ids.PredictionId, data: Path, state: State) -> dict[str, Any]:
     base = str(name._replace(part=None))
     try:
+        document = record(name, data)
+    except UnknownPrediction as error:
+        try:
+            waiting = len(_ledger(state).prediction(base)["feedback"])
+        except HeadgateError:
+            waiting = 0
+        if waiting:
+            error.message += f"; {waiting} feedback event{'s' if waiting > 1 else ''} about it kept"
+        raise
+    return document | _said(base, name.part, state)
+
+
+def record(name: ids.PredictionId, data: Path) -> dict[str, Any]:
+    """The record of a prediction as JSON shows it. Raises UnknownPrediction, DamagedPrediction."""
+    base = str(name._replace(part=None))
+    locator = Locator(data, keep=1)
+    try:
         found = locator.find(base)
-        if found is None or (name.part is not None and name.part >= found.span):
-            raise _unknown(name, base, found.span if found is not None else 0, state)
+        if found is None:
+            raise UnknownPrediction(f"no prediction {base} is kept here")
+        if name.part is not None and name.part >= found.span:
+            raise UnknownPrediction(f"prediction {base} has {found.span} rows, there is no row {name.part}")
         parts = range(min(found.span, MAX_ROWS)) if name.part is None else (name.part,)
         records = [locator.record(str(name._replace(part=part))) for part in parts]
     except Damaged as error:
@@ -74,13 +92,13 @@ def _document(name: ids.PredictionId, locator: Locator, state: State) -> dict[st
         raise defect from error
     whole = [record for record in records if record is not None]
     if not whole:
-        raise _unknown(name, base, 0, state)
+        raise UnknownPrediction(f"no prediction {base} is kept here")
     document = _record(whole[0], base, found.span, found.where)
     document["rows"] = [
-        {"row": part, "inputs": _values(record.inputs), "outputs": _values(record.outputs)}
-        for part, record in zip(parts, whole, strict=False)
+        {"row": part, "inputs": _values(one.inputs), "outputs": _values(one.outputs)}
+        for part, one in zip(parts, whole, strict=False)
     ]
-    return document | _said(base, name.part, state)
+    return document
 
 
 def _record(record: Record, prediction_id: str, span: int, where: str) -> dict[str, Any]:
@@ -91,7 +109,7 @@ def _record(record: Record, prediction_id: str, span: int, where: str) -> dict[s
         "model_name": record.model,
         "model_version": str(record.version),
         "model_digest": record.digest,
-        "time": _time(meta["time_ns"]),
+        "time": utc(meta["time_ns"]),
         "status": meta["status"],
         "row_count": span,
         "latency_ms": round(meta["latency_ns"] / 1e6, 6),
@@ -173,8 +191,8 @@ def _label(row: dict[str, Any]) -> dict[str, Any]:
         "value": row["value"],
         "feedback_id": row["feedback_id"],
         "source": {"type": row["source"][0], "id": row["source"][1]},
-        "observed_at": _time(row["observed_ns"]),
-        "received_at": _time(row["received_ns"]),
+        "observed_at": utc(row["observed_ns"]),
+        "received_at": utc(row["received_ns"]),
         "lag_s": round((row["first_ns"] - row["predicted_ns"]) / 1e9, 3) if row["first_ns"] else None,
         "voices": row["voices"],
         "agreeing": row["agreeing"],
@@ -191,28 +209,15 @@ def _event(row: dict[str, Any]) -> dict[str, Any]:
         "value": row["value"],
         "row": row["part"],
         "source": {"type": row["source_type"], "id": row["source_id"]},
-        "observed_at": _time(row["observed_ns"]),
-        "received_at": _time(row["received_ns"]),
+        "observed_at": utc(row["observed_ns"]),
+        "received_at": utc(row["received_ns"]),
     }
     return event | {name: row[name] for name in ("rationale", "supersedes", "link", "actor", "reason") if row[name]}
 
 
-def _time(time_ns: int) -> str | None:
+def utc(time_ns: int) -> str | None:
     """RFC 3339 with microseconds; None for a time that nobody gave."""
     if not time_ns:
         return None
     moment = datetime.fromtimestamp(time_ns // 1_000_000_000, UTC)
     return f"{moment:%Y-%m-%dT%H:%M:%S}.{time_ns % 1_000_000_000 // 1000:06d}Z"
-
-
-def _unknown(name: ids.PredictionId, prediction_id: str, span: int, state: State) -> UnknownPrediction:
-    """The error, which also tells of feedback that waits for such a prediction."""
-    if span:
-        return UnknownPrediction(f"prediction {prediction_id} has {span} rows, there is no row {name.part}")
-    try:
-        waiting = len(_ledger(state).prediction(prediction_id)["feedback"])
-    except HeadgateError:
-        waiting = 0
-    plural = "s" if waiting > 1 else ""
-    also = f"; {waiting} feedback event{plural} about it {'are' if waiting > 1 else 'is'} kept" if waiting else ""
-    return UnknownPrediction(f"no prediction {prediction_id} is kept here{also}")

@@ -372,15 +372,15 @@ class Folder:
     # -- reviews
 
     def _answer_reviews(self, puts: Sequence[Mapping[str, Any]]) -> None:
-        """Take note of the answers to reviews: they are events whose ids were settled when the review was claimed."""
+        """Take note of the answers to reviews: their idempotency keys were settled when the reviews were claimed."""
         if self._connection.execute(select(claims.c.review_id).limit(1)).first() is None:
             return
-        values = {row["feedback_id"]: row["value"] for row in puts}
+        values = {row["idempotency_key"]: row["value"] for row in puts if row["idempotency_key"]}
         for some in slices(values):
-            statement = select(claims).where(claims.c.feedback_id.in_(some), claims.c.value.is_(None))
+            statement = select(claims).where(claims.c.key.in_(some), claims.c.value.is_(None))
             for claim in self._connection.execute(statement).all():
                 mine = (claims.c.review_id == claim.review_id) & (claims.c.reviewer == claim.reviewer)
-                self._connection.execute(claims.update().where(mine).values(value=values[claim.feedback_id]))
+                self._connection.execute(claims.update().where(mine).values(value=values[claim.key]))
                 review = reviews.c.review_id == claim.review_id
                 self._connection.execute(reviews.update().where(review).values(answers=reviews.c.answers + 1))
                 enough = review & (reviews.c.answers >= reviews.c.reviewers)

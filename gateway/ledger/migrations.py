@@ -83,8 +83,9 @@ MIGRATIONS = (
             "CREATE UNIQUE INDEX reviews_subject ON reviews (prediction_id, part, name)",
             "CREATE INDEX reviews_queue ON reviews (model, name, state, score)",
             """CREATE TABLE claims (
-                review_id TEXT NOT NULL, reviewer TEXT NOT NULL, lease_ns BIGINT NOT NULL, feedback_id TEXT NOT NULL,
+                review_id TEXT NOT NULL, reviewer TEXT NOT NULL, lease_ns BIGINT NOT NULL, key TEXT NOT NULL,
                 value TEXT, PRIMARY KEY (review_id, reviewer))""",
+            "CREATE INDEX claims_key ON claims (key)",
         ),
     ),
 )

@@ -72,6 +72,7 @@ class Writer:
 
     def __init__(self, url: str, data: Path, declarations: Declarations, clock: Clock) -> None:
         """Open it, bring its tables up to date, be the one that writes. Raises LedgerBusy, LedgerTooNew, DBAPIError."""
+        self.clock = clock
         self.connection: Connection = dialect.writer(url).connect()
         self._lock: dialect.WriterLock | None = None
         try:

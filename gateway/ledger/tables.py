@@ -210,7 +210,8 @@ claims = Table(
     Column("review_id", Text, primary_key=True),
     Column("reviewer", Text, primary_key=True),
     Column("lease_ns", BigInteger, nullable=False),
-    Column("feedback_id", Text, nullable=False),
+    Column("key", Text, nullable=False),
     Column("value", Text),
+    Index("claims_key", "key"),
 )
-"""Who has taken a review, until when, and the answer: its feedback_id (empty: none yet) and value."""
+"""Who has taken a review, until when, and the answer: its idempotency key, which nobody else knows, and its value."""

@@ -124,7 +124,7 @@ def test_an_id_that_is_not_kept_is_told_from_one_that_cannot_be(rig: Rig) -> Non
     rig.step()
     reply = get(rig.data, unknown)
     assert (reply.status_code, reply.json()["code"]) == (404, "unknown-prediction")
-    assert reply.json()["error"] == f"no prediction {unknown} is kept here; 1 feedback event about it is kept"
+    assert reply.json()["error"] == f"no prediction {unknown} is kept here; 1 feedback event about it kept"
     reply = get(rig.data, "order-17")
     assert (reply.status_code, reply.json()["field"]) == (400, "prediction_id")
 
