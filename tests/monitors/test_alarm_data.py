@@ -21,7 +21,7 @@ with_data = pytest.mark.skipif(not FOLDER.is_dir(), reason="the data sets are no
 
 @with_data
 def test_car_loans_raise_an_alarm_soon_after_row_25000_and_not_before() -> None:
-    """The reference is the baseline; features and score are watched. Result: as in the title, and it names car_value."""
+    """The reference is the baseline; features and score are watched. Result: as in the title, naming car_value."""
     known, stream = (
         read(FOLDER / f"nannyml_synthetic_car_loan_{which}.parquet") for which in ("reference", "analysis")
     )
