@@ -9,8 +9,14 @@ from dataclasses import dataclass
 __all__ = ["YEAR_S", "Budget"]
 
 YEAR_S = 31_557_600.0
-PERIODS_S = {"hour": 3600.0, "day": 86_400.0, "week": 604_800.0, "month": YEAR_S / 12, "quarter": YEAR_S / 4}
-PERIODS_S |= {"year": YEAR_S}
+PERIODS_S = {
+    "hour": 3600.0,
+    "day": 86_400.0,
+    "week": 604_800.0,
+    "month": YEAR_S / 12,
+    "quarter": YEAR_S / 4,
+    "year": YEAR_S,
+}
 WRITTEN = re.compile(r"([0-9]+(?:\.[0-9]+)?) per (?:([0-9]+(?:\.[0-9]+)?) )?(?:model-)?([a-z]+?)s?")
 
 

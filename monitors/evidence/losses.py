@@ -16,8 +16,8 @@ from monitors.types import Floats
 __all__ = ["LossDetector"]
 
 KIND = "evidence.losses"
-FIELDS = {"blocks": int, "rows": np.ndarray, "log_m": np.ndarray, "log_cusum": np.ndarray, "began": np.ndarray}
-FIELDS |= {"total": np.ndarray}
+ARRAYS = ("rows", "log_m", "log_cusum", "began", "total")
+FIELDS = {"blocks": int, **dict.fromkeys(ARRAYS, np.ndarray)}
 # Shares of the largest bet that a loss of 0 cannot ruin; Kelly's bet against a loss rate r is (r - m) / (1 - m) of it.
 BETS = tuple(2.0**-each for each in range(1, 10))
 
@@ -100,7 +100,7 @@ class LossDetector:
     def load(self, data: bytes) -> None:
         """Go on where `to_bytes` was called. Raises ValueError where the state is not that of such a detector."""
         state = unpack(KIND, data, FIELDS)
-        if any(state[name].shape != (len(BETS),) for name in FIELDS if name != "blocks"):
+        if any(state[name].shape != (len(BETS),) for name in ARRAYS):
             raise ValueError(f"expected a state with {len(BETS)} bets")
         self.blocks, self._log_m, self._log_cusum = state["blocks"], state["log_m"], state["log_cusum"]
         self._began, self._rows, self._total = state["began"], state["rows"], state["total"]
