@@ -76,8 +76,7 @@ class Blame:
             new, self._offset = read_deaths(self._path, self._offset)
             for death in new:
                 if death.cause == PARDON:
-                    pardoned = {culprit.key for culprit in death.culprits}
-                    self._deaths = [each for each in self._deaths if not pardoned & {c.key for c in each.culprits}]
+                    self._forgive({culprit.key for culprit in death.culprits})
                     continue
                 self._deaths.append(death)
                 for culprit in death.culprits:
@@ -111,13 +110,15 @@ class Blame:
         """Somebody wants the versions of a model (None: all) tried again, whatever they did."""
         with self._lock:
             pardoned = [key for key in self._blocked if key.model == model and version in (None, key.version)]
-            if not pardoned:
-                return
-            self._blocked = {key: reason for key, reason in self._blocked.items() if key not in pardoned}
-            self._keep()
-            # In the file too, which the next control process reads from its beginning.
+        if pardoned:
+            # By way of the file, which the next control process reads from its beginning.
             append(self._path, Death(0.0, 0, PARDON, tuple(Culprit(key, False) for key in pardoned)))
-        self.look()
+            self.look()
+
+    def _forgive(self, keys: set[VersionKey]) -> None:
+        self._deaths = [death for death in self._deaths if not keys & {each.key for each in death.culprits}]
+        self._blocked = {key: reason for key, reason in self._blocked.items() if key not in keys}
+        self._keep()
 
     def _judge(self, culprit: Culprit, death: Death) -> None:
         key = culprit.key
