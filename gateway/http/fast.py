@@ -202,9 +202,10 @@ class FastProtocol(HttpToolsProtocol):
         self.trouble = self.trouble or self.intake.url(len(url))
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """One header field."""
-        # The parser leaves in the white space behind a value, which is no part of it.
-        self.headers.append((name.lower(), value.rstrip(b" \t")))
+        """One header field, or a trailer: these are counted and dropped, for nobody may take one for a header."""
+        if self.stage == HEAD:
+            # The parser leaves in the white space behind a value, which is no part of it.
+            self.headers.append((name.lower(), value.rstrip(b" \t")))
         self.trouble = self.trouble or self.intake.header(len(name) + len(value))
 
     def on_headers_complete(self) -> None:

@@ -8,23 +8,17 @@ import threading
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 
 import pytest
 
 from tests.hostile.wire import BODY, Connection, Reply, get_request, infer_request
+from tests.hostile.worker import anonymous_mib
 from tests.server.watching import SteadyClient
 from tests.servers import Server
 
 MIB = 1 << 20
 ENDPOINTS = ("/v2/models/echo/infer", "/v2/repository/index")
 CHUNKED = b"POST %b HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
-
-
-def resident_mib(server: Server) -> float:
-    """Main memory of the worker."""
-    lines = Path(f"/proc/{server.pid('worker 1')}/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS"))
 
 
 @pytest.fixture
@@ -34,10 +28,10 @@ def grows_little(server: Server) -> Iterator[Callable[[Callable[[], object], int
     def measure(action: Callable[[], object], times: int, allowed_mib: float) -> None:
         for _ in range(3):
             action()
-        before = resident_mib(server)
+        before = anonymous_mib(server)
         for _ in range(times):
             action()
-        after = resident_mib(server)
+        after = anonymous_mib(server)
         print(f"\n{after - before:+.2f} MiB over {times} times")
         assert after - before < allowed_mib
 

@@ -20,7 +20,7 @@ from gateway.errors import NotFound, UnknownVersion
 from gateway.http import fast
 from gateway.models.servable import Servable
 from gateway.state import Gateway
-from tests.http.rig import Reply, Rig, fast_door, settle
+from tests.http.rig import Reply, Rig, fast_door, settle, turn
 from tests.inference.fakes import table_of
 
 
@@ -44,6 +44,7 @@ APART: Mapping[str, tuple[Sequence[str], str]] = {
     "5000 leading zeros": (("h11",), "h11 takes 20 digits"),
     "upgrade": (OTHERS, "uvicorn does not read the body of a request that offers another protocol"),
     "white space": (("httptools",), "the parser leaves white space behind a value, and so there is no offer to go on"),
+    "trailers": (("httptools",), "uvicorn takes trailers for headers"),
     "body-longer-than-its-length": (("asgi",), "behind an ASGI reply the connection ends without a word"),
 }
 """Requests that are no matter of the route, the doors that are left out, and why: a server may do as it likes."""
@@ -123,7 +124,8 @@ async def converse(rig: Rig, pieces: Sequence[bytes]) -> list[Reply]:
     connection = rig.connect()
     for piece in pieces:
         connection.send(piece)
-        await settle(rig)
+        await turn()
+    await settle(rig)
     replies = connection.replies()
     for reply in replies:
         assert_names_agree(reply)

@@ -243,6 +243,12 @@ class Rig:
         assert not self.server_state.tasks
 
 
+async def turn() -> None:
+    """A few turns of the loop, while an application may wait for the rest of its body."""
+    for _ in range(8):
+        await asyncio.sleep(0)
+
+
 async def settle(rig: Rig) -> None:
     """Let the loop come round until everything that could be answered is answered."""
     for _ in range(3):

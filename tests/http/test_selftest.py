@@ -251,7 +251,7 @@ def test_a_server_on_another_uvicorn_does_not_start_and_says_why(
     put(tmp_path / "models", "echo", 1, identity())
     server = Server(tmp_path / "models", tmp_path / "server", "--quiet-s", "0", wait=False)
     try:
-        assert server.process.wait(30) == STARTUP_FAILURE
+        assert server.process.wait(90) == STARTUP_FAILURE
         reasons = [line["reason"] for line in server.log() if line["event"] == "selftest-failed"]
         assert len(reasons) == 1
         assert "connection_lost" in reasons[0]

@@ -127,6 +127,15 @@ SPELLINGS: Mapping[str, tuple[bytes, int]] = {
     "empty coding": (message(document(1), "Content-Encoding:"), 200),
     "weights": (message(document(1), "Accept-Encoding: gzip;q=0.1, deflate;q=0.9"), 200),
     "refused codings": (message(document(1), "Accept-Encoding: gzip;q=0, deflate;q=0"), 200),
+    "trailers": (
+        message(
+            chunked(document(1))[:-2] + b"Accept-Encoding: gzip\r\nX-Request-Id: other\r\nContent-Encoding: br\r\n\r\n",
+            "Transfer-Encoding: chunked",
+            "X-Request-Id: mine",
+            length=False,
+        ),
+        200,
+    ),
     "error under a coding": (message(b"{", "Accept-Encoding: gzip", "X-Request-Id: mine"), 400),
     "too large": (message(b" " * 4097, "X-Request-Id: mine"), 413),
     "too large in chunks": (message(chunked(b" " * 5000, 2000), "Transfer-Encoding: chunked", length=False), 413),
