@@ -24,7 +24,7 @@ from gateway.journal.frames import Torn
 from loadtests import wrk
 from loadtests.lineup import serve_command, serve_flags, wait_ready
 from loadtests.models import write
-from loadtests.processes import ROOT, Cores, Server, choose_cores, pinned
+from loadtests.processes import ROOT, Cores, Server, choose_cores, cpu_s, pinned
 
 HOLD_PER_S = 5000
 CLIENTS = 64
@@ -39,11 +39,27 @@ class EventsMissing(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One run: wrk's report, and the events that it left in the logs."""
+    """One run: wrk's report, the events that it left in the logs, and the CPU seconds of the worker and of the others.
+
+    The others are the supervisor and the control process, which folds the events into the ledger meanwhile.
+    """
 
     clients: int
     report: wrk.Report
     events: int
+    worker_s: float
+    others_s: float
+
+    @property
+    def line(self) -> str:
+        """The run for people. Where worker and others had less than a core, the machine had other things to do."""
+        report = self.report
+        share, others = (seconds / report.duration_s for seconds in (self.worker_s, self.others_s))
+        return (
+            f"{self.clients:>3} clients {report.rate:>8.0f} events/s  p50 {report.p50_us / 1000:6.2f} ms  "
+            f"p99 {report.p99_us / 1000:6.2f} ms  {self.events} events in the logs  "
+            f"{self.worker_s / self.events * 1e6:.0f} us each, core: worker {share:.0%}, others {others:.0%}"
+        )
 
 
 class Bench:
@@ -70,6 +86,7 @@ class Bench:
     def run(self, clients: int, seconds: float, word: str) -> Run:
         """Load it, then look into the logs. Raises RunFailed, EventsMissing."""
         before = self._count()
+        worker_s, others_s = self._cpu_s()
         command = ["wrk", "--threads", "1", "--connections", str(clients), "--duration", f"{max(1, round(seconds))}s"]
         command += ["--timeout", f"{wrk.TIMEOUT_S}s", "--script", str(SCRIPT), self.server.url + "/v1/feedback"]
         with pinned(self._cores.generator):
@@ -83,12 +100,20 @@ class Bench:
         if ran.returncode:
             raise wrk.RunFailed(f"wrk ended with {ran.returncode}: {ran.stdout.strip()[-300:]}")
         report = wrk.parse(ran.stdout, 0.0)
+        worker_after_s, others_after_s = self._cpu_s()
         self.server.settle()
         events = self._count() - before
         # What was on its way when the time was over is in the logs too, and was not counted by wrk.
         if not report.requests <= events <= report.requests + clients:
             raise EventsMissing(f"{report.requests} events were acknowledged, the logs have {events} new ones")
-        return Run(clients, report, events)
+        return Run(clients, report, events, worker_after_s - worker_s, others_after_s - others_s)
+
+    def _cpu_s(self) -> tuple[float, float]:
+        """CPU seconds so far: of the worker, and of the other processes of the server."""
+        processes = self.server.processes()
+        workers = [pid for pid in processes if b"gateway.workers.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        worker_s = sum(map(cpu_s, workers))
+        return worker_s, sum(map(cpu_s, processes)) - worker_s
 
     def _count(self) -> int:
         """Different events in the logs. Raises EventsMissing where one is torn."""
@@ -134,11 +159,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             bench.server.stop()
     rate = statistics.median(run.report.rate for run in runs)
     for run in (*runs, alone):
-        report = run.report
-        print(
-            f"{run.clients:>3} clients {report.rate:>8.0f} events/s  p50 {report.p50_us / 1000:6.2f} ms  "
-            f"p99 {report.p99_us / 1000:6.2f} ms  {run.events} events in the logs"
-        )
+        print(run.line)
     print(f"feedback, {CLIENTS} clients, one core: {rate:.0f}/s, hold {HOLD_PER_S}/s")
     return 0 if rate >= HOLD_PER_S else 1
 

@@ -21,7 +21,7 @@ from gateway.feedback.event import Event
 from gateway.feedback.keys import KeyTable, Known, name_of
 from gateway.feedback.log import Log
 
-GROUP = 128
+GROUP = 64
 """Events of one write. Making them holds the interpreter, and so predictions, for about a millisecond."""
 
 MAX_WAITING = 4096
