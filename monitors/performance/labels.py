@@ -128,8 +128,8 @@ class LabelFlow(Tally):
         `coverage`: of all predictions. `by_age`: of predictions whose age is above the age before it and at most
         `age_s` (None: older than all), to a bucket, the share labelled so far. `within`: of predictions that are older
         than `age_s`, the share that had its label by that age; this one does not change as a prediction gets older.
-        `lag_s`: ages within which half, 90 % and 99 % of the labels came, rounded up, None where later than all ages; labels still to
-        come are not among them, so it is low where there are many.
+        `lag_s`: ages within which half, 90 % and 99 % of the labels came, rounded up, None where later than all ages;
+        labels still to come are not among them, so it is low where there are many.
         """
         rows, labels = np.maximum(self.counts["rows"], 0), np.maximum(self.counts["labels"], 0)
         newest = self.newest

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, Self
 
 import msgspec
@@ -144,10 +145,8 @@ def floats(values: Array | None, rows: int) -> Array:
     out = np.full(array.shape, np.nan)
     for place, each in enumerate(array.ravel().tolist()):
         if isinstance(each, int | float):
-            try:
-                out.flat[place] = each
-            except OverflowError:
-                continue
+            with suppress(OverflowError):
+                out.flat[place] = float(each)
     return out
 
 

@@ -205,6 +205,7 @@ def test_many_classes_do_not_depend_on_order_partition_or_labels_that_were_super
         Columns(np.zeros(3, np.int64), labels={"y": np.array([1.0, np.nan, np.inf])}),
         Columns(np.zeros(2, np.int64), outputs={"p": np.array(["a", None], object)}, labels={"y": np.array([1, 0])}),
         Columns(np.zeros(2, np.int64), outputs={"p": np.zeros((2, 0))}, labels={"y": np.array([1, 0])}),
+        Columns(np.zeros(2, np.int64), outputs={"p": np.array([10**400, 1], object)}, labels={"y": np.array([1, 0])}),
         Columns(np.zeros(2, np.int64), outputs={"p": np.array([2**63 - 1, -(2**63)])}, labels={"y": np.array([1, 0])}),
         Columns(
             np.zeros(2, np.int64), outputs={"p": np.array([1e308, -1e308])}, labels={"y": np.array([-1e308, 1e308])}

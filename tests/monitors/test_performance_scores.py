@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
@@ -13,7 +15,7 @@ from sklearn import metrics
 
 from monitors.performance.calibration import isotonic
 from monitors.performance.confusion import Confusion
-from monitors.performance.figure import Figure
+from monitors.performance.figure import Figure, plain
 from monitors.performance.scores import Scores, score_edges
 from monitors.types import Columns
 
@@ -245,6 +247,22 @@ def test_rows_of_any_kind_are_counted_and_nothing_raises(columns: Columns, weigh
         sane(state.figures())
 
 
+def test_labels_of_another_type_than_the_classes_are_of_no_class() -> None:
+    state = Confusion(output="p", label="y", classes=("0", "1"))
+    state.update(rows([0, 1], [0, 1]))
+    assert state.figures()["unusable"] == {"prediction": 2, "label": 0, "weight": 0}
+    assert plain(state.figures())["predicted"] == {"0": 0, "1": 0, "None": 2}
+
+
+def test_figures_are_plain_mappings_for_json() -> None:
+    state = monitor()
+    state.update(rows([0.2, 0.9, 0.6], [0, 1, 0]))
+    found = json.loads(json.dumps(state.value(), allow_nan=False))
+    assert found["accuracy"]["value"] == 2 / 3
+    assert set(found["accuracy"]) == {"value", "n", "low", "high", "error"}
+    assert found == state.value()
+
+
 def test_an_empty_state_knows_nothing_and_says_so() -> None:
     found = monitor().figures()
     sane(found)
@@ -271,7 +289,10 @@ def test_a_state_of_another_monitor_or_cut_short_is_refused() -> None:
     state.update(rows([0.2, 0.9], [0, 1]))
     data = state.to_bytes()
     other = monitor(threshold=0.25)
-    for wrong in (other.to_bytes(), b"", data[:-1], b"\x94\x01\x02\x03\x04"):
+    kind, settings, counts, sums = msgspec.msgpack.decode(data)
+    extra = msgspec.msgpack.encode((kind, settings, counts | {"extra": ((1,), b"")}, sums))
+    short = msgspec.msgpack.encode((kind, settings, counts | {"unusable": ((4,), b"\x00" * 31)}, sums))
+    for wrong in (other.to_bytes(), b"", data[:-1], b"\x94\x01\x02\x03\x04", extra, short):
         with pytest.raises(ValueError, match="state"):
             state.load(wrong)
     with pytest.raises(ValueError, match="cannot be merged"):

@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
@@ -139,7 +140,7 @@ def compare(make: Make, oracle: Oracle, streams: list[list[float]]) -> None:
         assert np.flatnonzero(alarms[:, column]).tolist() == river_alarms(oracle, stream)[0]
 
 
-def seeded(kind: str, steps: int = 4000, streams: int = 6) -> np.ndarray[Any, Any]:
+def seeded(kind: str, steps: int = 2500, streams: int = 6) -> np.ndarray[Any, Any]:
     """Random streams with changes at different places in each."""
     rng = np.random.default_rng(sum(map(ord, kind)))
     level = np.cumsum(rng.random((steps, streams)) < 1 / 700, axis=0) % 3 / 3
@@ -285,7 +286,10 @@ def test_a_state_of_another_detector_or_cut_short_is_refused(make: Make) -> None
     detector = make(2)
     other = PageHinkley(2, threshold=49.0)
     data = detector.to_bytes()
-    for wrong in (make(3).to_bytes(), other.to_bytes(), b"", data[:-1], b"\x00" * 40):
+    form = msgspec.msgpack.decode(data)
+    extra = msgspec.msgpack.encode([form[0], form[1], form[2] | {"extra": ("<i8", (1,), b"")}])
+    short = msgspec.msgpack.encode([form[0], form[1], form[2] | {"seen": ("<i8", (2,), b"\x00" * 15)}])
+    for wrong in (make(3).to_bytes(), other.to_bytes(), b"", data[:-1], b"\x00" * 40, extra, short):
         with pytest.raises(ValueError, match="state|detector"):
             detector.load(wrong)
     assert detector.to_bytes() == data
