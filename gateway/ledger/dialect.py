@@ -76,16 +76,20 @@ def reader(url: str) -> Engine:
 def _connect_writer(path: Path) -> sqlite3.Connection:
     created = not path.exists()
     connection = sqlite3.connect(path, timeout=LOCK_WAIT_S, isolation_level=None, check_same_thread=False)
-    if created:
-        os.chmod(path, 0o640)
-    for pragma in (
-        "journal_mode=WAL",
-        "synchronous=FULL",
-        "mmap_size=0",
-        f"cache_size=-{CACHE_KIB}",
-        f"journal_size_limit={WAL_LIMIT_BYTES}",
-    ):
-        connection.execute(f"PRAGMA {pragma}")
+    try:
+        if created:
+            os.chmod(path, 0o640)
+        for pragma in (
+            "journal_mode=WAL",
+            "synchronous=FULL",
+            "mmap_size=0",
+            f"cache_size=-{CACHE_KIB}",
+            f"journal_size_limit={WAL_LIMIT_BYTES}",
+        ):
+            connection.execute(f"PRAGMA {pragma}")
+    except BaseException:
+        connection.close()
+        raise
     return connection
 
 

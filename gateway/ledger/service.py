@@ -138,7 +138,10 @@ class Service:
     def call(self, job: Callable[[Writer], T]) -> Future[T]:
         """Have something done by the thread that writes. The future raises NotReady while there is no ledger."""
         future: Future[T] = Future()
-        self._jobs.put((job, future))
+        if self._stopping.is_set():
+            future.set_exception(NotReady("the ledger is closed: the server is shutting down"))
+        else:
+            self._jobs.put((job, future))
         return future
 
     def _run(self) -> None:
