@@ -9,6 +9,7 @@ import os
 import signal
 import threading
 import time
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -100,7 +101,7 @@ def find_all(data: Path, answered: dict[str, float]) -> list[str]:
 def test_every_answered_prediction_is_found_after_any_process_was_killed(
     tmp_path: Path, start_server: Callable[..., Server], flush: str
 ) -> None:
-    put(tmp_path / "models", "echo", 1, identity())
+    put(tmp_path / "models", "echo", 1, identity(), "[monitor]\nlearn_rows = 200\nblock_s = 1\n")
     server = start_server(tmp_path / "models", "--workers", "2", "--journal-flush", flush)
     data = tmp_path / "server0" / "data"
     clients = Clients(server)
@@ -117,6 +118,8 @@ def test_every_answered_prediction_is_found_after_any_process_was_killed(
         clients.stop()
     assert clients.wrong == []
     assert find_all(data, clients.answered) == []
+    # The monitors, whose process was killed twice, have counted every row once.
+    server.wait_for(lambda: watched_rows(server) == answered_rows(data), 30, "every row is counted, and once")
     server.wait_for(lambda: all(map(is_kept_well, segments(data / "journal"))), 20, "what was left is sealed")
     assert server.stop() == 0
     left = segments(data / "journal")
@@ -124,9 +127,21 @@ def test_every_answered_prediction_is_found_after_any_process_was_killed(
     assert [Segment.open(path).verify() for path in left] == [[]] * len(left)
     assert all(Segment.open(path).sealed for path in left)
     # Rows are records once: as many as were answered, and those whose clients were cut off with their worker.
-    rows = sum(int(np.count_nonzero(Segment.open(path).column("status") == 200)) for path in left)
+    rows = answered_rows(data)
     assert len(clients.answered) <= rows <= len(clients.answered) + 8 * len(KILLS)
     assert "damaged" not in {line["event"] for line in server.log()}
+
+
+def answered_rows(data: Path) -> int:
+    """Rows with an answer that are in the journal."""
+    return sum(int(np.count_nonzero(Segment.open(path).column("status") == 200)) for path in segments(data / "journal"))
+
+
+def watched_rows(server: Server) -> int:
+    """Rows that the monitors have counted, those included that they learned from."""
+    with urllib.request.urlopen(server.admin_url + "/api/monitors", timeout=60) as reply:
+        found = json.loads(reply.read())
+    return sum(int(each["rows"]) + int(each.get("baseline", {}).get("rows", 0)) for each in found)
 
 
 def is_kept_well(path: Path) -> bool:
