@@ -168,7 +168,7 @@ def read_schema(path: Path) -> pa.Schema:
 def read(path: Path, columns: list[str] | None = None, skip: int = 0) -> Iterator[pa.RecordBatch]:
     """The rows of a file, from group `skip` on; a group ends with a run. Raises Damaged, OSError."""
     try:
-        with pq.ParquetFile(path, memory_map=True) as file:
+        with pq.ParquetFile(path, memory_map=True, page_checksum_verification=True) as file:
             for group in range(skip, file.num_row_groups):
                 table = file.read_row_group(group, columns, use_threads=False)
                 yield from table.combine_chunks().to_batches()
@@ -190,6 +190,7 @@ def _write(path: Path, columns: pa.Schema, pieces: Iterator[pa.RecordBatch | pa.
         path,
         columns,
         compression="zstd",
+        write_page_checksum=True,
         use_dictionary=[*(name for name in _CODED if name not in texts), *texts],
         column_encoding=plain,
         # Of numbers that are all different it would only cost time; with the others, readers skip what they need not.

@@ -44,8 +44,8 @@ class Contents:
                 values = keep.as_frame(keep.redact(rule, array[chosen], self._secret))
                 frame.setdefault("samples", {})[kept.name] = {"at": chosen, "values": values}
 
-    def whole(self, kepts: Iterable[Kept], values: Any, row: int, call: Call) -> dict[str, Any]:
-        """The arrays of one call as its frame holds them; digests and samples of what is not kept whole."""
+    def whole(self, kepts: Iterable[Kept], values: Any, call: Call, *, always: bool = False) -> dict[str, Any]:
+        """The arrays of one call as its frame holds them; `always`: also where a rule that samples would not."""
         found: dict[str, Any] = {}
         for kept in kepts:
             array = values.get(kept.name)
@@ -57,7 +57,7 @@ class Contents:
                 whole = array.reshape(1, -1)
                 marks = keep.digest(whole).tobytes(), keep.summary(whole, self._datatypes[kept.name]).tobytes()
                 found[kept.name] = {"digest": marks[0], "summary": marks[1], "s": list(array.shape)}
-            elif rule.keep == "full" or keep.is_sampled(rule, key, call.prediction_id):
+            elif rule.keep == "full" or always or keep.is_sampled(rule, key, call.prediction_id):
                 found[kept.name] = keep.as_frame(keep.redact(rule, array, self._secret))
         return found
 

@@ -110,7 +110,7 @@ def export(data: Path, wish: Wish, labels: Sequence[LabelColumn], target: Path, 
     if as_csv and (varying := [each.field for each in tensors if not (each.fixed and (wish.flat or each.width == 1))]):
         raise ExportFailed(f"{varying[0]} has several values a row: use --flat, or Parquet where their number varies")
     schema = _schema(tensors, labels, flat=wish.flat)
-    joins = [_Join(each) for each in labels]
+    joins = [Join(each) for each in labels]
     told = Exported(columns=tuple(schema.names))
     progress.total = sum(each.rows for each in found)
     scratch = target.with_name(f".{target.name}.writing")
@@ -180,7 +180,7 @@ def _rows(
     source: Source,
     wish: Wish,
     tensors: Sequence[Tensor],
-    joins: Sequence[_Join],
+    joins: Sequence[Join],
     schema: pa.Schema,
 ) -> pa.RecordBatch | None:
     """The rows of a batch that are wanted, in the columns of the export; None where there are none."""
@@ -193,7 +193,7 @@ def _rows(
         batch = batch.filter(pa.array(wanted))
     if not batch.num_rows:
         return None
-    keys = _keys(batch)
+    keys = keys_of(batch)
     labels = [join.column(keys) for join in joins]
     if wish.labelled:
         some = np.zeros(batch.num_rows, np.bool_)
@@ -229,7 +229,7 @@ def _tensor(batch: pa.RecordBatch, tensor: Tensor, *, flat: bool) -> list[pa.Arr
     return [column, batch.column(shape) if shape in names else pa.nulls(count, pa.list_(pa.int32()))]
 
 
-def _keys(batch: pa.RecordBatch) -> Array:
+def keys_of(batch: pa.RecordBatch) -> Array:
     """A number for each row that grows within a segment: its request's row there, and its row in the request."""
     text = batch.column("prediction_id")
     start = text.offset
@@ -245,7 +245,7 @@ def _keys(batch: pa.RecordBatch) -> Array:
     return keys
 
 
-class _Join:
+class Join:
     """The labels of one name on their way to their rows: both come in the order of prediction ids."""
 
     def __init__(self, column: LabelColumn) -> None:
@@ -286,6 +286,10 @@ class _Join:
         self.used += int(has.sum())
         indices = pa.array(at, mask=~has)
         return pc.take(self._values, indices), pc.take(self._times, indices)
+
+    def labels(self, batch: pa.RecordBatch) -> pa.Array:
+        """The labels of the rows of a batch."""
+        return self.column(keys_of(batch))[0]
 
     def rest(self) -> int:
         """How many labels follow the last segment."""

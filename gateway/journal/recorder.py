@@ -254,7 +254,7 @@ class Recorder:
         note(frame, [call], row)
         if block is None:
             segment.form[row] = Form.FRAME
-            frame["inputs"] = self._contents.whole(self.inputs, call.arrays or {}, row, call)
+            frame["inputs"] = self._contents.whole(self.inputs, call.arrays or {}, call, always=True)
         else:
             # What failed is kept whole, whatever the rule samples, but never what must not be written.
             values = {
@@ -262,7 +262,8 @@ class Recorder:
                 for kept, array in zip(self.inputs, block.arrays, strict=True)
                 if not kept.direct
             }
-            frame["inputs"] = self._contents.whole([kept for kept in self.inputs if not kept.direct], values, row, call)
+            others = [kept for kept in self.inputs if not kept.direct]
+            frame["inputs"] = self._contents.whole(others, values, call, always=True)
         if call.key:
             segment.key[rows] = hash_key(call.key)
         self._append(segment, rows, [frame])
@@ -313,8 +314,8 @@ class Recorder:
         segment.batch[row] = run.rows
         segment.form[row] = Form.FRAME
         frame: dict[str, Any] = {"row": row, "n": call.rows}
-        frame["inputs"] = self._contents.whole(self.inputs, call.arrays or {}, row, call)
-        frame["outputs"] = self._contents.whole(self.outputs, dict(zip(names, arrays, strict=True)), row, call)
+        frame["inputs"] = self._contents.whole(self.inputs, call.arrays or {}, call)
+        frame["outputs"] = self._contents.whole(self.outputs, dict(zip(names, arrays, strict=True)), call)
         note(frame, [call], row)
         if call.key:
             segment.key[row] = hash_key(call.key)

@@ -188,6 +188,24 @@ def test_an_input_is_kept_as_its_rule_says_and_never_otherwise(
     assert rule.redact in words
 
 
+def test_what_a_model_failed_on_is_kept_also_where_only_a_sample_would_be(tmp_path: Path) -> None:
+    def fails(inputs: Any, outputs: Any) -> Any:
+        raise RuntimeError("no")
+
+    version = servable(FakeSession(fails), FIXED)
+    rule = JournalRule(tensors={"x": KeepRule("sampled", rate=1e-9)})
+    version.config = ModelConfig(journal=rule)
+    world = after(World(tmp_path, version), numbers((1.5, 2.5)))
+    assert world.door.errors[0].code == "model-failed"
+    (path,) = segments(tmp_path / "journal")
+    segment = Segment.open(path)
+    assert segment.column("status")[0] == 500
+    frame = segment.frame(0)
+    assert frame is not None
+    assert frame["code"] == "model-failed"
+    assert np.frombuffer(frame["inputs"]["x"]["b"], "<f4").tolist() == [1.5, 2.5]
+
+
 def test_redacted_strings_can_be_told_apart_but_not_read(tmp_path: Path) -> None:
     def document(city: str) -> dict[str, Any]:
         return {"inputs": [item("x", "FP32", [1, 2], [0, 0]), item("city", "BYTES", [1, 1], [city])]}
