@@ -14,6 +14,7 @@ from gateway import __version__, settings
 from gateway.errors import HeadgateError, SettingError
 from gateway.feedback import cli as feedback_cli
 from gateway.journal import cli as journal_cli
+from gateway.replay import cli as replay_cli
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -63,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     listing.set_defaults(run=_model_list)
     feedback_cli.add_parser(commands)
     journal_cli.add_parser(commands)
+    replay_cli.add_parser(commands)
     return parser
 
 
