@@ -104,7 +104,7 @@ class Reference:
             copies=np.ascontiguousarray(repeated),
             rows=rows,
             share=share,
-            ball=widened(radius(rows / repeated, sizes, delta / features), psi_to_kl(tolerated)),
+            ball=widened(repeated * radius(table, sizes, delta / features), psi_to_kl(tolerated)),
             negentropy=xlogy(share, share).sum(axis=1),
             prior=prior,
             prior_log_gamma=gammaln(prior),
