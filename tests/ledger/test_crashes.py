@@ -45,15 +45,15 @@ def contents(data: Path, url: str) -> dict[str, list[tuple[object, ...]]]:
 
 @pytest.mark.faults
 def test_a_writer_killed_before_and_after_every_statement_loses_nothing_and_takes_nothing_twice(tmp_path: Path) -> None:
-    """1. Over 120 rounds, a process that folds new events is killed at its 1st, 2nd, ... 120th moment. 2. Another one
+    """1. Over 90 rounds, a process that folds new events is killed at its 1st, 2nd, ... 90th moment. 2. Another one
     goes on. Result: every event of the logs is there once, and everything is as in a ledger made of the same logs in
     one go.
     """
-    rounds = 120
+    rounds = 90
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     result = subprocess.run(
         [sys.executable, "-m", "tests.ledger.killed", str(tmp_path / "data"), str(rounds)],
-        *(), cwd=ROOT, env=environment, capture_output=True, text=True, timeout=100, check=False,
+        *(), cwd=ROOT, env=environment, capture_output=True, text=True, timeout=110, check=False,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     killed = int(result.stdout.split()[0])

@@ -116,7 +116,7 @@ def check(rig: Rig, history: list[Event]) -> None:
         assert {key: value for key, value in lags.items() if value != (0, 0)} == came
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(histories(), st.data())
 def test_any_history_gives_one_ledger_in_whatever_order_it_comes(history: list[Event], data: st.DataObject) -> None:
     """1. Events lie in several logs in any order, some in two of them. 2. Predictions come before, between or after

@@ -181,7 +181,7 @@ def conversations(draw: st.DrawFn) -> tuple[list[Statement], list[str]]:
     return said, draw(st.lists(st.sampled_from(names), max_size=2))
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(conversations(), st.sampled_from([LATEST, PRECEDENCE, MAJORITY]), st.randoms(use_true_random=False))
 def test_any_conversation_comes_to_what_the_oracle_says_in_any_order(
     conversation: tuple[list[Statement], list[str]], rule: FeedbackRule, shuffle: random.Random
