@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -104,10 +103,8 @@ def test_a_server_whose_first_processes_cannot_start_ends_with_code_3_and_says_w
     models: Path, tmp_path: Path, start_server: Callable[..., Server]
 ) -> None:
     (tmp_path / "kept" / "wishes.json").mkdir(parents=True)
-    began = time.monotonic()
     server = start_server(models, "--data", str(tmp_path / "kept"), wait=False)
-    assert server.process.wait(20) == 3
-    assert time.monotonic() - began < 15
+    assert server.process.wait(60) == 3
     [said] = logged(server, "cannot-start")
     assert "wishes.json" in str(said["reason"])
     assert logged(server, "start-failed", role="control", exit_code=3)

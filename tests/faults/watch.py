@@ -150,8 +150,13 @@ class Totals:
 
 
 def counters(text: str) -> dict[str, float]:
-    """Every counter and every part of a histogram in an exposition, but for those of the scraped process itself."""
-    found = re.findall(r"^(headgate_\w+(?:_total|_bucket|_sum|_count)(?:\{.*\})?) (\S+)$", text, re.MULTILINE)
+    """Every counter and every part of a histogram in an exposition, but for those of the scraped process itself.
+
+    The monitors live in the control process, and what they count of themselves begins anew with it.
+    """
+    found = re.findall(
+        r"^(headgate_(?!monitor_)\w+(?:_total|_bucket|_sum|_count)(?:\{.*\})?) (\S+)$", text, re.MULTILINE
+    )
     return {series: float(value) for series, value in found}
 
 
