@@ -126,7 +126,7 @@ def _measure(data: Path, predictions: int, labels: int) -> int:
         while writer.segments.fold(16):
             pass
         segments_s = time.perf_counter() - began
-        early = late = _rss_mib()
+        early = middle = _rss_mib()
         done, cpu, began = 0, time.process_time(), time.perf_counter()
         longest = 0.0
         folded = 1
@@ -135,8 +135,8 @@ def _measure(data: Path, predictions: int, labels: int) -> int:
             folded = writer.folder.fold(1000)
             done += folded
             longest = max(longest, time.perf_counter() - step)
-            if done <= labels // 10:
-                early = _rss_mib()
+            early = _rss_mib() if done <= labels // 10 else early
+            middle = _rss_mib() if done <= labels // 2 else middle
         labels_s, cpu = time.perf_counter() - began, time.process_time() - cpu
         late = _rss_mib()
         began = time.perf_counter()
@@ -161,7 +161,9 @@ def _measure(data: Path, predictions: int, labels: int) -> int:
     )
     print(f"of one core, at {NEEDED_LABELS:,} labels/s and {NEEDED_PREDICTIONS:,} predictions/s: {share:.0%}")
     print(f"500 events looked for again in {retry_s * 1e3:.0f} ms")
-    print(f"memory: {early:.0f} MiB after a tenth, {late:.0f} MiB after all; file {size / 2**20:.0f} MiB")
+    print(
+        f"memory: {early:.0f} MiB after a tenth, {middle:.0f} after half, {late:.0f} after all; file {size / 2**20:.0f} MiB"
+    )
     print(
         f"{resolved:,} labels read in {read_s:.2f} s: {resolved / read_s:,.0f}/s; maturity curve {curve_s * 1e3:.0f} ms"
     )

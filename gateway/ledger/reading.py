@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -27,6 +27,17 @@ _SHOWN = (
     *("feedback_id", "op", "name", "kind", "value", "part", "source_type", "source_id", "observed_ns", "received_ns"),
     *("rationale", "supersedes", "link", "actor", "state", "reason"),
 )
+
+
+KNOWN_VALUES = 1000
+"""Decoded values that are remembered while labels are read."""
+
+_LABEL = select(
+    *(labels.c[name] for name in ("prediction_id", "part", "name", "model", "version", "predicted_ns", "value")),
+    *(labels.c[name] for name in ("feedback_id", "source_type", "source_id", "observed_ns", "received_ns", "first_ns")),
+    *(labels.c[name] for name in ("voices", "agreeing", "changed")),
+)
+"""The columns of a ResolvedLabel, in its order."""
 
 
 class LedgerUnavailable(NotReady):
@@ -70,7 +81,7 @@ class Ledger:
     def prediction(self, prediction_id: str) -> dict[str, list[dict[str, Any]]]:
         """Every event about a prediction in the order in which they came, tombstones too, and its labels."""
         mine = select(*(events.c[name] for name in _SHOWN)).where(events.c.prediction_id == prediction_id)
-        resolved = select(labels).where(labels.c.prediction_id == prediction_id)
+        resolved = _LABEL.where(labels.c.prediction_id == prediction_id)
         with self._reading() as connection:
             said = [dict(row) for row in connection.execute(mine).mappings()]
             named = [row["feedback_id"] for row in said]
@@ -82,18 +93,18 @@ class Ledger:
         said.sort(key=lambda row: (row["received_ns"], row["feedback_id"]))
         for row in said:
             row["value"] = None if row["value"] is None else msgspec.json.decode(row["value"])
-        return {"feedback": said, "labels": [_label(row)._asdict() for row in found]}
+        return {"feedback": said, "labels": [label._asdict() for label in _labels(found)]}
 
     def labels(
         self, model: str, name: str, *, versions: tuple[int, ...] = (), start_ns: int = 0, stop_ns: int = 1 << 62
     ) -> Iterator[ResolvedLabel]:
         """Labels with a value, in the order of prediction ids and rows, of predictions in [start_ns, stop_ns)."""
         wanted = and_(labels.c.model == model, labels.c.name == name, labels.c.value.is_not(None))
-        statement = select(labels).where(wanted, labels.c.predicted_ns >= start_ns, labels.c.predicted_ns < stop_ns)
+        statement = _LABEL.where(wanted, labels.c.predicted_ns >= start_ns, labels.c.predicted_ns < stop_ns)
         if versions:
             statement = statement.where(labels.c.version.in_(versions))
         statement = statement.order_by(labels.c.prediction_id, labels.c.part)
-        return map(_label, self._stream(statement))
+        return _labels(self._stream(statement))
 
     def labels_known_at(self, model: str, name: str, at_ns: int) -> Iterator[ResolvedLabel]:
         """The labels that were resolved from what had been received at a moment, in the order of prediction ids.
@@ -124,15 +135,15 @@ class Ledger:
 
         A label that changed twice is there once, as it is now. A withdrawn one has the value None.
         """
-        statement = select(labels).where(labels.c.changed > since).order_by(labels.c.changed).limit(limit)
+        statement = _LABEL.where(labels.c.changed > since).order_by(labels.c.changed).limit(limit)
         with self._reading() as connection:
             rows = connection.execute(statement).all()
             if len(rows) == limit:
                 # Only whole folds: the last may be cut. One that is larger than the limit is read by itself.
                 whole = [row for row in rows if row.changed < rows[-1].changed]
-                last = select(labels).where(labels.c.changed == rows[0].changed)
+                last = _LABEL.where(labels.c.changed == rows[0].changed)
                 rows = whole or list(connection.execute(last).all())
-        return [_label(row) for row in rows], rows[-1].changed if rows else since
+        return list(_labels(rows)), rows[-1].changed if rows else since
 
     def rule(self, model: str, name: str) -> FeedbackRule:
         """The declaration that the labels of a name follow."""
@@ -184,14 +195,16 @@ class Ledger:
             yield from connection.execution_options(yield_per=PAGE).execute(statement)
 
 
-def _label(row: Any) -> ResolvedLabel:
-    return ResolvedLabel(
-        *(row.prediction_id, row.part, row.name, row.model, row.version, row.predicted_ns),
-        None if row.value is None else msgspec.json.decode(row.value),
-        row.feedback_id,
-        (row.source_type, row.source_id),
-        *(row.observed_ns, row.received_ns, row.first_ns, row.voices, row.agreeing, row.changed),
-    )
+def _labels(rows: Iterable[Any]) -> Iterator[ResolvedLabel]:
+    """Rows of _LABEL. Values repeat, so few of them are decoded."""
+    known: dict[str | None, Value | None] = {None: None}
+    for row in rows:
+        text = row[6]
+        if text not in known:
+            if len(known) > KNOWN_VALUES:
+                known = {None: None}
+            known[text] = msgspec.json.decode(text)
+        yield ResolvedLabel._make((*row[:6], known[text], row[7], (row[8], row[9]), *row[10:]))
 
 
 def _statement(row: Any) -> Statement:
