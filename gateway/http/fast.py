@@ -18,7 +18,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from gateway.errors import HeadgateError, InvalidRequest, PayloadTooLarge, RequestTimeout, ServerError
 from gateway.http import replies, strict
-from gateway.http.head import Head, find_route, offered_id, recall, remember
+from gateway.http.head import NO_NAMES, Head, Names, find_route, offered_id, recall, remember
 from gateway.http.intake import Intake
 from gateway.inference.call import Call
 
@@ -81,16 +81,16 @@ class FastProtocol(HttpToolsProtocol):
             self._unset_keepalive_if_required()
         if self.at_start:
             # The next head of a connection is most often the same one, and so of the same size.
-            size, request_id, self.seen = self.head_size, "", None
+            size, names, self.seen = self.head_size, NO_NAMES, None
             head = self.heads.get(data[:size])
             if head is None:
-                head, size, request_id, self.seen = recall(self.heads, data)
-                self.head_size = 0 if request_id else size
+                head, size, names, self.seen = recall(self.heads, data)
+                self.head_size = size if names is NO_NAMES else 0
             is_free = self.cycle is None or not self._asgi_is_busy()
             if head is not None and is_free and len(data) == size + head.length:
                 self.since = self.clock.now
                 self.stage = IDLE
-                call = self._admit(head, request_id)
+                call = self._admit(head, names)
                 if call is not None:
                     self.inference.submit(call, data[size:], head.header, head.encoding)
                 return
@@ -233,7 +233,7 @@ class FastProtocol(HttpToolsProtocol):
         trouble = head.read(self.headers, self.key_header, self.inference.limits.max_body_bytes)
         if seen is not None and trouble is None:
             remember(self.heads, seen, head)
-        call = self.call = self._admit(head, head.request_id)
+        call = self.call = self._admit(head, Names(head.request_id, head.trace))
         if call is not None and trouble is not None:
             self.inference.refuse(call, trouble)
         elif call is not None and head.expects and len(self.order) == 1:
@@ -275,12 +275,12 @@ class FastProtocol(HttpToolsProtocol):
 
     # -- headers
 
-    def _admit(self, head: Head, request_id: str) -> Call | None:
+    def _admit(self, head: Head, names: Names) -> Call | None:
         """A call in its place among the replies; None when it was refused."""
         try:
-            call = self.inference.admit(head.target, self, time.monotonic_ns(), request_id, head.key)
+            call = self.inference.admit(head.target, self, time.monotonic_ns(), names[0], head.key, names[1])
         except HeadgateError as error:
-            self._refuse(replies.Refusal(b"", close=head.close), error, request_id or secrets.token_hex(8), head.route)
+            self._refuse(replies.Refusal(b"", close=head.close), error, names[0] or secrets.token_hex(8), head.route)
             return None
         call.head = head
         if head.close:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from gateway.errors import HeadgateError, InvalidRequest, PayloadTooLarge
 from gateway.oip import compression
@@ -17,6 +18,16 @@ MAX_HEAD_BYTES = 2048
 
 MAX_KEY = 256
 """Characters by which clients are told apart."""
+
+
+class Names(NamedTuple):
+    """What a client calls its request: an id, and where it stands in a trace (``traceparent``); empty for nothing."""
+
+    request_id: str
+    trace: str
+
+
+NO_NAMES = Names("", "")
 
 
 class Head:
@@ -39,6 +50,7 @@ class Head:
         "request_id",
         "route",
         "target",
+        "trace",
     )
 
     def __init__(self, target: tuple[str, str | None], route: str, answered: int, *, close: bool) -> None:
@@ -53,6 +65,7 @@ class Head:
         self.encoding: str | None = None
         self.coding: str | None = None
         self.request_id = ""
+        self.trace = ""
         self.key = ""
 
     def read(self, headers: list[tuple[bytes, bytes]], key_header: bytes, max_body_bytes: int) -> HeadgateError | None:
@@ -80,6 +93,8 @@ class Head:
             elif name == b"x-request-id":
                 text = value.decode("latin-1")
                 self.request_id = text if REQUEST_ID.fullmatch(text) else ""
+            elif name == b"traceparent":
+                self.trace = trace_of(value)
             elif name == b"expect":
                 self.expects = value.lower() == b"100-continue"
                 self.keep = False
@@ -103,38 +118,49 @@ def offered_id(headers: Iterable[tuple[bytes, bytes]]) -> str:
     return text if REQUEST_ID.fullmatch(text) else ""
 
 
+_TRACE = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+
+
+def trace_of(value: bytes) -> str:
+    """The value of a ``traceparent`` as W3C Trace Context has it, empty for anything else."""
+    return value.decode("ascii") if _TRACE.fullmatch(value) else ""
+
+
 _VARYING = re.compile(
-    rb"\r\n(?:[Xx]-[Rr]equest-[Ii][Dd]: ?([A-Za-z0-9._:/+=-]{1,128})|[Tt]race(?:parent|state): ?[!-~]{1,256})(?=\r\n)"
+    rb"\r\n(?:[Xx]-[Rr]equest-[Ii][Dd]: ?([A-Za-z0-9._:/+=-]{1,128})|[Tt]raceparent: ?([!-~]{1,256})"
+    rb"|[Tt]racestate: ?[!-~]{1,256})(?=\r\n)"
 )
 """Headers that differ with every request, as clients spell them; a request id as REQUEST_ID has it."""
 
 
-def split(block: bytes) -> tuple[bytes, str]:
-    """A head without the lines that differ with every request, and the request id among them, if any.
+def split(block: bytes) -> tuple[bytes, Names]:
+    """A head without the lines that differ with every request, and the names among them.
 
     What is taken out is a well-formed header line, so the parser would have read the rest the same without it.
     """
     parts = _VARYING.split(block)
     if len(parts) == 1:
-        return block, ""
-    ids = [each for each in parts[1::2] if each]
-    return b"".join(parts[::2]), ids[-1].decode("ascii") if ids else ""
+        return block, NO_NAMES
+    ids = [each for each in parts[1::3] if each]
+    traces = [each for each in parts[2::3] if each]
+    names = Names(ids[-1].decode("ascii") if ids else "", trace_of(traces[-1]) if traces else "")
+    return b"".join(parts[::3]), names
 
 
-def recall(heads: dict[bytes, Head], data: bytes) -> tuple[Head | None, int, str, bytes | None]:
-    """What the head that `data` begins with says if one like it is remembered; its size, its request id, its key.
+def recall(heads: dict[bytes, Head], data: bytes) -> tuple[Head | None, int, Names, bytes | None]:
+    """What the head that `data` begins with says if one like it is remembered; its size, its names, its key.
 
     No key holds the end of a head before its own end: what is equal to a key is a whole head.
     """
     size = data.find(b"\r\n\r\n") + 4
     if not 4 < size <= MAX_HEAD_BYTES:
-        return None, 0, "", None
-    key, request_id = data[:size], ""
+        return None, 0, NO_NAMES, None
+    key, names = data[:size], NO_NAMES
     head = heads.get(key)
     if head is None:
-        key, request_id = split(key)
+        key, names = split(key)
         head = heads.get(key)
-    return head, size, request_id, key
+    return head, size, names, key
 
 
 def remember(heads: dict[bytes, Head], seen: bytes, head: Head) -> None:

@@ -9,7 +9,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from gateway.errors import HeadgateError
-from gateway.http.head import MAX_KEY
+from gateway.http.head import MAX_KEY, trace_of
 from gateway.http.messages import read_raw, reply_headers, request_id, single_header
 from gateway.inference.call import Call
 from gateway.oip import compression
@@ -41,7 +41,8 @@ async def infer(request: Request) -> Response:
     model, slot = request.path_params["model"], request.path_params.get("version")
     door = _Waiting()
     keys = request.headers.getlist(gateway.settings.client_key_header) or [""]
-    call = pipeline.admit((model, slot), door, arrived_ns, request_id(request), keys[-1][:MAX_KEY])
+    trace = trace_of((request.headers.getlist("traceparent") or [""])[-1].encode("latin-1"))
+    call = pipeline.admit((model, slot), door, arrived_ns, request_id(request), keys[-1][:MAX_KEY], trace)
     try:
         header = single_header(request, "Inference-Header-Content-Length")
         body = await read_raw(request, pipeline.limits.max_body_bytes)

@@ -72,7 +72,13 @@ class Pipeline:
     # -- in
 
     def admit(
-        self, target: tuple[str, str | None], door: Door, arrived_ns: int, request_id: str = "", key: str = ""
+        self,
+        target: tuple[str, str | None],
+        door: Door,
+        arrived_ns: int,
+        request_id: str = "",
+        key: str = "",
+        trace: str = "",
     ) -> Call:
         """Find the version of a `target` (model, version slot) and take a permit, before the body is read.
 
@@ -100,6 +106,9 @@ class Pipeline:
             call.noted = True
         if key:
             call.key = key
+            call.noted = True
+        if trace:
+            call.trace = trace
             call.noted = True
         return call
 
