@@ -98,6 +98,7 @@ class Committer:
         """Return when what is under way is on disk."""
         if self._thread is not None:
             self._thread.shutdown(wait=True)
+            self._thread = None
         self._log.close()
         if self._table is not None:
             self._table.close()
@@ -117,10 +118,10 @@ class Committer:
         while self._waiting and size + len(self._waiting[0][0]) <= GROUP:
             group.append(self._waiting.popleft())
             size += len(group[-1][0])
-        self._busy = True
         makers = [maker for each, _ in group for maker in each]
         written = asyncio.get_running_loop().run_in_executor(self._executor(), self._commit, makers)
         written.add_done_callback(partial(self._deliver, group))
+        self._busy = True
 
     def _deliver(
         self,
@@ -128,12 +129,15 @@ class Committer:
         written: asyncio.Future[list[Outcome]],
     ) -> None:
         self._busy = False
+        self._count -= sum(len(makers) for makers, _ in group)
+        if written.cancelled():
+            # The loop is ending: nobody waits any more.
+            return
         self._pump()
         error = written.exception()
         outcomes = [] if error is not None else written.result()
         at = 0
         for makers, future in group:
-            self._count -= len(makers)
             if not future.done():
                 if error is not None:
                     future.set_exception(error)
