@@ -80,7 +80,7 @@ class Confusion(Tally):
     def figures(self) -> Mapping[str, Any]:
         """Accuracy, averages over the classes, figures of each class, and what could not be used."""
         counts = self.counts["matrix"]
-        rows, effective = int(counts.sum()), None
+        rows, effective = int(np.maximum(counts, 0).sum()), None
         if self.sums:
             total, squares = exact.numbers(self.sums["weights"]).tolist()
             effective = effective_rows(total, squares)

@@ -80,9 +80,12 @@ def around(value: float, variance: float, n: int, *, error: float = 0.0) -> Figu
 
 
 def root(squared: Figure) -> Figure:
-    """The square root of a figure that is not negative, with its interval carried over."""
-    if squared.value is None:
-        return squared
+    """The square root of a figure, with its interval carried over; undefined where it is negative.
+
+    It can be where labels were taken out that another state has counted.
+    """
+    if squared.value is None or squared.value < 0:
+        return undefined(squared.n)
     low, high = (None if each is None else math.sqrt(max(each, 0.0)) for each in (squared.low, squared.high))
     return Figure(math.sqrt(squared.value), squared.n, low, high)
 

@@ -129,11 +129,9 @@ class Regression(Tally):
         spread = weight * squares - label * label  # in units of 2**-(2 * ALL_BITS), times the sum of weights
         if rows < 2 or weight <= 0 or spread <= 0:
             return figure.undefined(rows)
-        return (
-            Figure(1 - (errors * weight) / spread, rows)
-            if _moderate(errors * weight, spread)
-            else figure.undefined(rows)
-        )
+        if (errors * weight).bit_length() - spread.bit_length() > 1000:  # beyond the largest double
+            return figure.undefined(rows)
+        return Figure(1 - (errors * weight) / spread, rows)
 
     def _quantile(self, place: int) -> dict[str, Any]:
         levels = len(self._quantiles)
@@ -165,8 +163,3 @@ def _sums(predicted: Array, actual: Array, given: Array) -> Array:
     factors = (np.ones(len(error)), given, error, np.abs(error), error**2, error**4, relative, relative**2, actual)
     parts = np.concatenate([given * each for each in (*factors, square, rest)])
     return exact.sums(parts, np.repeat([*range(len(_SUMS)), len(_SUMS) - 1], len(given)), len(_SUMS))
-
-
-def _moderate(part: int, whole: int) -> bool:
-    """Whether the quotient of two integers is a double."""
-    return part.bit_length() - whole.bit_length() < 1000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from fractions import Fraction
 from typing import Any
 
@@ -12,8 +13,12 @@ from hypothesis import strategies as st
 from sklearn import metrics
 
 from monitors.performance import exact
+from monitors.performance.confusion import Confusion
+from monitors.performance.labels import LabelFlow
 from monitors.performance.multiclass import ClassScores
 from monitors.performance.regression import Regression
+from monitors.performance.scores import Scores
+from monitors.performance.slices import Sliced
 from monitors.types import Columns
 from tests.monitors.test_performance_scores import close, sane
 
@@ -221,6 +226,41 @@ def test_rows_of_any_kind_are_counted_and_nothing_raises(state: Any, columns: Co
     state.label(columns)
     state.retract(columns)
     assert state.to_bytes() == before
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=pairs, seed=st.integers(0, 99))
+def test_a_state_from_which_labels_of_others_were_taken_out_still_answers(data: Any, seed: int) -> None:
+    """1. Labels are taken out that another state has counted. Result: figures are finite or None, and `negative` or
+    the sums say that something is missing; once merged with the other, nothing is.
+    """
+    p, y, _ = (np.array(each) for each in zip(*data, strict=True))
+    rng = np.random.default_rng(seed)
+    score, kind = rng.dirichlet((1, 1), len(p)), rng.integers(0, 2, len(p))
+    label = {"y": y, "k": kind, "when": rng.integers(0, 10**15, len(p))}
+    outputs = {"p": p, "s": score, "k": kind}
+    columns = Columns(np.zeros(len(p), np.int64), {"f": p}, outputs, label)
+    states = [
+        regression(quantiles={"p": 0.5}),
+        ClassScores(output="s", label="k", classes=(0, 1)),
+        Scores(output="s", label="k"),
+        Confusion(output="k", label="k", classes=(0, 1)),
+        LabelFlow(label="y", arrival="when", buckets=4),
+    ]
+    some = rng.random(len(p)) < 0.5
+    for state in [*states, Sliced(monitor=states[2], by="f", edges=(0.0,))]:
+        other = state.fresh()
+        other.update(columns)
+        state.label(columns.take(some))
+        state.retract(columns.take(~some))
+        sane(state.figures())
+        json.dumps(state.value(), allow_nan=False)
+        other.merge(state)
+        other.label(columns.take(~some))
+        other.retract(columns.take(some))
+        expected = state.fresh()
+        expected.update(columns)
+        assert other.to_bytes() == expected.to_bytes()
 
 
 def test_settings_that_make_no_sense_are_refused() -> None:

@@ -64,6 +64,9 @@ def sane(value: Any) -> None:
             if value.low is not None:
                 assert value.high is not None
                 assert value.low - 1e-9 <= value.value <= value.high + 1e-9
+    elif isinstance(value, list):
+        for each in value:
+            sane(each)
     elif isinstance(value, float):
         assert math.isfinite(value)
     else:
