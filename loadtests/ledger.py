@@ -161,9 +161,8 @@ def _measure(data: Path, predictions: int, labels: int) -> int:
     )
     print(f"of one core, at {NEEDED_LABELS:,} labels/s and {NEEDED_PREDICTIONS:,} predictions/s: {share:.0%}")
     print(f"500 events looked for again in {retry_s * 1e3:.0f} ms")
-    print(
-        f"memory: {early:.0f} MiB after a tenth, {middle:.0f} after half, {late:.0f} after all; file {size / 2**20:.0f} MiB"
-    )
+    print(f"memory: {early:.0f} MiB after a tenth, {middle:.0f} after half, {late:.0f} after all")
+    print(f"file: {size / 2**20:.0f} MiB, {size / labels:.0f} bytes for an event")
     print(
         f"{resolved:,} labels read in {read_s:.2f} s: {resolved / read_s:,.0f}/s; maturity curve {curve_s * 1e3:.0f} ms"
     )

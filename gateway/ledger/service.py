@@ -37,8 +37,9 @@ SEGMENTS = 16
 
 POLL_S = 0.2
 AFTER_FAILURE_S = 2.0
-NICENESS = 10
-"""How much the thread stands behind the event loop of its process."""
+NICENESS = 1
+"""How far the thread stands behind the event loop of its process. Not far: it must keep up beside busy workers, and a
+thread that waits for a core while it holds the interpreter's lock would hold up the loop, too."""
 
 T = TypeVar("T")
 
