@@ -160,6 +160,9 @@ class Supervisor:
                 continue
             beat = self._board.last_beat_ns(child.slot) / 1e9
             child.was_up = child.was_up or beat > 0
+            if self._board.is_worn(child.slot) and now - child.asked_at > START_S:
+                child.asked_at = now
+                self._renewal.replace(child)
             silent = now - beat if beat else now - child.started_at - START_S
             if child.retired_at is not None and now - child.retired_at > self._patience_s:
                 child.send(signal.SIGKILL)

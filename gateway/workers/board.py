@@ -14,7 +14,7 @@ MAX_SLOTS = 129
 """Slot 0 is the control process. Each worker has two: its successor starts in the other one before it retires."""
 
 _FIELDS = 8
-_PID, _BEAT, _GENERATION, _READY, _CONNECTIONS, _RETIRING, _DEATHS = range(7)
+_PID, _BEAT, _GENERATION, _READY, _CONNECTIONS, _RETIRING, _WORN, _DEATHS = range(8)
 _BYTES = (MAX_SLOTS + 1) * _FIELDS * 8
 
 
@@ -51,6 +51,14 @@ class Board:
     def is_retiring(self, slot: int) -> bool:
         """See `retire`."""
         return bool(self._cells[(slot + 1) * _FIELDS + _RETIRING])
+
+    def wear(self, slot: int) -> None:
+        """The process in a slot asks for a successor: something in it does not work any more."""
+        self._cells[(slot + 1) * _FIELDS + _WORN] = 1
+
+    def is_worn(self, slot: int) -> bool:
+        """See `wear`."""
+        return bool(self._cells[(slot + 1) * _FIELDS + _WORN])
 
     def count_death(self, slot: int) -> None:
         """A process in this slot ended that nobody had told to."""

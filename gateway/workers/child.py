@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import signal
 import subprocess
@@ -29,7 +30,7 @@ class Child:
     """One slot and the process in it. Times are monotonic seconds.
 
     `was_up`: a process in it has shown a sign of life. `renewing`: it was told to end, and the slot starts
-    another one. `retired_at`: it was told to end, and its successor is in another slot.
+    another one. `retired_at`: it was told to end, and its successor is in another slot. `asked_at`: it asked for one.
     """
 
     slot: int
@@ -42,6 +43,7 @@ class Child:
     failures: int = 0
     aborted_at: float | None = None
     retired_at: float | None = None
+    asked_at: float = -math.inf
     renewing: bool = False
     was_up: bool = False
     restarts: int = 0

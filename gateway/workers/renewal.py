@@ -47,6 +47,11 @@ class Renewal:
         present = [child for child in self._children if child.retired_at is None and child is not self._new]
         self._waiting = sorted(present, key=lambda child: (child.slot == 0, child.slot))
 
+    def replace(self, child: Child) -> None:
+        """Replace this one process too."""
+        if child not in self._waiting and child is not self._old:
+            self._waiting.append(child)
+
     def step(self, now: float) -> None:
         """Do what can be done without waiting."""
         if self._new is not None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 from gateway import app, host, state
 from gateway.control.orders import RemoteRepository
+from gateway.inference.pipeline import Pipeline
 from gateway.models.table import ServingTable
 from gateway.routing import plan as plans
 from gateway.telemetry.store import CounterStore, Snapshot
@@ -18,6 +20,11 @@ from gateway.workers.follower import Follower
 from gateway.workers.memory import MemoryGuard
 from gateway.workers.notes import Notes
 from gateway.workers.process import TICK_S, Place, Server, entry, watch_lifeline
+
+log = logging.getLogger("headgate.worker")
+
+STUCK_NS = 2_000_000_000
+"""How long after the last deadline of its calls a run is given up."""
 
 FOLLOW_S = 0.02
 """How often a worker looks whether the plan has changed."""
@@ -54,6 +61,23 @@ async def main(place: Place) -> None:
         gateway.pipeline.close()
         gateway.feedback.close()
         _forget_flights(counters)
+        if stuck(gateway.pipeline, time.monotonic_ns()):
+            # The interpreter would wait for that thread for ever.
+            logging.shutdown()
+            os._exit(1)
+
+
+def stuck(pipeline: Pipeline, now_ns: int) -> str:
+    """The version whose run nobody waits for any more and which does not come back; empty where there is none.
+
+    Nothing can stop such a run, and until it ends its version answers nothing in this process.
+    """
+    for engine in pipeline.engines():
+        if engine.running is not None:
+            latest_ns = max(call.deadline_ns for call in engine.running.calls)
+            if now_ns > latest_ns + STUCK_NS and all(call.gone for call in engine.running.calls):
+                return f"{engine.servable.model}/{engine.servable.version}"
+    return ""
 
 
 class Readiness:
@@ -122,6 +146,10 @@ async def _beat(place: Place, server: Server, guard: MemoryGuard) -> None:
     while True:
         server.tick(time.monotonic())
         guard.check()
+        name = stuck(server.gateway.pipeline, time.monotonic_ns())
+        if name and not place.board.is_worn(place.slot):
+            log.error("a run does not end", extra={"event": "run-stuck", "version": name})
+            place.board.wear(place.slot)
         place.board.beat(place.slot, time.monotonic_ns(), server.connections())
         await asyncio.sleep(TICK_S)
 

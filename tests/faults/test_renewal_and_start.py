@@ -7,11 +7,13 @@ import signal
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from gateway.workers.board import RunFolder
 from tests.faults.watch import Crowd, Totals, is_running, logged, nothing_in_flight
+from tests.models.crafted import as_slow_as_asked
 from tests.onnx_models import constant_answer, put
 from tests.server.watching import ROW
 from tests.servers import Server
@@ -19,6 +21,11 @@ from tests.servers import Server
 pytestmark = pytest.mark.faults
 
 Pair = Callable[..., Server]
+
+
+def asking(trips: float) -> Any:
+    """A request for this many rounds of `as_slow_as_asked`."""
+    return {"inputs": [{"name": "x", "shape": [1, 4], "datatype": "FP32", "data": [trips, 0, 0, 0]}]}
 
 
 def test_on_sighup_every_process_is_replaced_and_no_worker_ends_before_its_successor_serves(
@@ -92,6 +99,35 @@ def test_where_processes_cannot_start_any_more_the_old_ones_stay_and_the_others_
         assert pauses[-1] > pauses[0]
         server.wait_for(lambda: server.pid("worker 1") != before[0] and len(beats(server)) == 2, 20, "both serve")
     crowd.assert_answered()
+
+
+def test_a_worker_with_a_run_that_never_ends_is_replaced_after_its_deadline_and_nobody_else_notices(
+    pair: Pair, models: Path
+) -> None:
+    """
+    1. One request asks for a run without end.
+    2. Result: it gets 504 at its deadline; its worker gets a successor and ends; the clients of other models and of
+       the same model go on.
+    """
+    put(models, "slow", 1, as_slow_as_asked())
+    server = pair("--default-deadline-s", "0.5")
+    before = {role: server.pid(role) for role in ("worker 1", "worker 2")}
+    with Crowd(server, clients=4) as crowd:
+        status, _, text = server.request("POST", "/v2/models/slow/infer", asking(1e15))
+        assert status == 504, text
+        server.wait_for(lambda: logged(server, "process-ended"), 30, "the worker has ended")
+        crowd.goes_on()
+    crowd.assert_answered()
+    [ended] = logged(server, "process-ended")
+    assert (ended["pid"], ended["exit_code"]) == (before[str(ended["role"])], 1)
+    [stuck] = logged(server, "run-stuck")
+    assert stuck["version"] == "slow/1"
+    assert [line["event"] for line in server.log() if line.get("role") == ended["role"]][-2:] == [
+        "process-started",
+        "process-ended",
+    ]
+    for _ in range(8):
+        assert server.request("POST", "/v2/models/slow/infer", asking(10))[0] == 200
 
 
 def beats(server: Server) -> list[str]:
