@@ -20,16 +20,18 @@ def score_edges(scores: Array | None = None, *, bins: int = 57, threshold: float
     """At most `bins` - 1 edges for a score in [0, 1], with `threshold` among them.
 
     Quantiles of the baseline's `scores` (n,), tails included; a grid that is fine at both ends where there are none.
+    What is no score is left out. Raises ValueError for fewer than 12 bins.
     """
+    if bins < 12:
+        raise ValueError(f"expected at least 12 bins of a score, not {bins}")
     inner = bins - 2  # the threshold may be one more
-    if scores is None or not len(scores):
-        tails = [1e-4, 1e-3, 2e-3, 5e-3]
-        edges = np.array(
-            [*tails, *np.linspace(0, 1, max(inner - 2 * len(tails), 1) + 2)[1:-1], *(1 - t for t in tails)]
-        )
+    known = np.zeros(0) if scores is None else np.asarray(scores, np.float64)
+    known = known[(known >= 0) & (known <= 1)]
+    if len(known):
+        edges = np.quantile(known, [1e-3, *np.linspace(0, 1, inner)[1:-1], 0.999])
     else:
-        shares = np.array([1e-3, *np.linspace(0, 1, inner)[1:-1], 0.999])
-        edges = np.quantile(np.asarray(scores, np.float64), shares[:inner])
+        tails = [1e-4, 1e-3, 2e-3, 5e-3]
+        edges = np.array([*tails, *np.linspace(0, 1, inner - 2 * len(tails) + 2)[1:-1], *(1 - t for t in tails)])
     kept = np.unique(np.append(edges[(edges > 0) & (edges <= 1)], threshold))
     return tuple(kept.tolist())
 

@@ -113,6 +113,21 @@ def test_decisions_on_the_car_loans_are_estimated_within_a_thousandth_of_nannyml
             assert found[name].value == pytest.approx(realised[place], abs=1e-6), (name, place)
 
 
+def test_the_census_model_whose_labels_still_mean_the_same_is_estimated_and_raises_no_doubt() -> None:
+    """Ten chunks of 20,000 people of 2016 to 2018, the model and its calibration of 2015: a test of false alarms."""
+    reference, live = data("nannyml_employment_MA_reference"), data("nannyml_employment_MA_analysis")
+    truth = data("nannyml_employment_MA_analysis_target")
+    name, size = "predicted_probability", 20_000
+    edges = score_edges(reference[name])
+    learnt = Calibration.learn(state_of(reference[name], reference["employed"], edges=edges).by_class())
+    for start in range(0, 10 * size, size):
+        chunk = slice(start, start + size)
+        found = reconcile(state_of(live[name][chunk], truth["employed"][chunk], edges=edges), learnt)["labelled"]
+        for figure in ("accuracy", "roc_auc", "f1"):
+            assert abs(found[figure].z) < 4, (start, figure)
+            assert abs(found[figure].difference) < 0.01, (start, figure)
+
+
 def simulated(seed: int, n: int, shift: float = 0.0, steep: float = 1.0) -> tuple[Any, Any]:
     """A miscalibrated model: scores, and labels whose odds are their square; `steep` changes what scores mean."""
     rng = np.random.default_rng(seed)

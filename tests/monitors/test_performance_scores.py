@@ -305,11 +305,17 @@ def test_a_state_of_another_monitor_or_cut_short_is_refused() -> None:
 
 def test_edges_follow_the_baseline_and_stay_few() -> None:
     rng = np.random.default_rng(0)
-    for scores in (rng.beta(0.1, 0.1, 10_000), np.full(50, 0.3), np.zeros(10), None):
-        edges = score_edges(scores, threshold=0.37)
-        assert 0.37 in edges
-        assert len(edges) <= 57
-        assert list(edges) == sorted(set(edges))
+    odd = np.array([np.nan, np.inf, -1.0, 0.2, 0.8])
+    for scores in (rng.beta(0.1, 0.1, 10_000), np.full(50, 0.3), np.zeros(10), odd, odd[:3], None):
+        for bins in (12, 57):
+            edges = score_edges(scores, bins=bins, threshold=0.37)
+            assert 0.37 in edges
+            assert len(edges) < bins
+            assert list(edges) == sorted(set(edges))
+            assert np.isfinite(edges).all()
+    assert len(score_edges(odd)) > 20
+    with pytest.raises(ValueError, match="at least 12"):
+        score_edges(bins=11)
     mass = np.histogram(values := rng.beta(0.1, 0.1, 10_000), [-1, *score_edges(values), 2])[0] / 10_000
     assert mass.max() < 0.2
 
