@@ -8,12 +8,15 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from monitors import fixed
 from monitors.baseline.layout import FIRST, MINUS_INF, MISSING, OTHER, PLUS_INF, UNSEEN, Category, Numeric
+from monitors.gather import contiguous
 from monitors.types import Array, Counts
 
 BLOCK = 1 << 14  # values counted at a time: a column of them lies in the first-level cache
@@ -41,39 +44,58 @@ class Tally:
         return cls(counts, below, above, held, sums, fixed.zeros(features))
 
 
-def count_numbers(feature: Numeric, values: Array, bins: int) -> Tally:
-    """Count (n,) floats of one feature by comparing with every edge: exact whatever the edges are."""
-    tally = Tally.zero(1, bins)
-    dtype = values.dtype.type
-    edges = [ceiling(edge, values.dtype) for edge in feature.edges]
-    minimum = math.inf if feature.minimum is None else feature.minimum
-    maximum = -math.inf if feature.maximum is None else feature.maximum
-    wide = np.uint8 if len(edges) < 256 else np.uint16
-    points, lefts = np.array(feature.points), np.array([-math.inf, *feature.edges])
-    counts = tally.counts[0]
-    for start in range(0, len(values), BLOCK):
-        x = np.ascontiguousarray(values[start : start + BLOCK])
-        if not np.isfinite(x).all():
+class Edges:
+    """A number that is counted by comparing with every edge, ready for values of one type."""
+
+    def __init__(self, feature: Numeric, bins: int, dtype: np.dtype[Any]) -> None:
+        self._bins = bins - FIRST
+        self._edges = [ceiling(edge, dtype) for edge in feature.edges]
+        self._minimum = math.inf if feature.minimum is None else feature.minimum
+        self._maximum = -math.inf if feature.maximum is None else feature.maximum
+        self._small = np.uint8 if len(self._edges) < 256 else np.uint16
+        self._points, self._lefts = np.array(feature.points), np.array([-math.inf, *feature.edges])
+        self._unit, self._centre = feature.unit, feature.centre
+
+    def count(self, x: Array, tally: Tally, row: int) -> None:
+        """Add up to 2**20 contiguous values to a row of a tally."""
+        counts = tally.counts[row]
+        finite = np.isfinite(x)
+        if not finite.all():
             counts[MISSING] += np.count_nonzero(np.isnan(x))
-            counts[PLUS_INF] += np.count_nonzero(x == dtype(math.inf))
-            counts[MINUS_INF] += np.count_nonzero(x == dtype(-math.inf))
-            x = x[np.isfinite(x)]
-        own, reached = np.zeros(len(x), wide), np.empty(len(x), bool)
-        for edge in edges:
+            counts[PLUS_INF] += np.count_nonzero(x == x.dtype.type(math.inf))
+            counts[MINUS_INF] += np.count_nonzero(x == x.dtype.type(-math.inf))
+            x = x[finite]
+        if not len(x):
+            return
+        own, reached = np.zeros(len(x), self._small), np.empty(len(x), bool)
+        as_number = reached.view(np.uint8)
+        for edge in self._edges:
             np.greater_equal(x, edge, out=reached)
-            np.add(own, reached, out=own, casting="unsafe")
-        x = x.astype(np.float64, copy=False)
-        tally.below += np.count_nonzero(x < minimum)
-        tally.above += np.count_nonzero(x > maximum)
-        if any(feature.points):
-            strange = points[own] & (x != lefts[own])
+            np.add(own, as_number, out=own)
+        if float(x.min()) < self._minimum:
+            tally.below[row] += np.count_nonzero(x.astype(np.float64) < self._minimum)
+        if float(x.max()) > self._maximum:
+            tally.above[row] += np.count_nonzero(x.astype(np.float64) > self._maximum)
+        if self._points.any():
+            strange = self._points[own] & (x != self._lefts[own])
             counts[UNSEEN] += np.count_nonzero(strange)
             x, own = x[~strange], own[~strange]
-        counts[FIRST:] += np.bincount(own, minlength=bins - FIRST)
-        k, beyond = fixed.units(x, feature.unit, feature.centre)
-        tally.held += np.count_nonzero(beyond)
-        tally.sums[0] += fixed.sums(k, own, bins - FIRST)
-        tally.squares = tally.squares + fixed.squares(k, np.zeros(len(k), np.intp), 1)
+        place = own.astype(np.intp)
+        counts[FIRST:] += np.bincount(place, minlength=self._bins)
+        k, beyond = fixed.units(x, self._unit, self._centre)
+        tally.held[row] += np.count_nonzero(beyond)
+        tally.sums[row] += fixed.sums(k, place, self._bins)
+        tally.squares[row] += fixed.square(k)
+
+
+def count_numbers(features: Sequence[Numeric], columns: Sequence[Array], bins: int) -> Tally:
+    """Count columns of one type, (n,) floats each, by comparing with every edge: exact whatever the edges are."""
+    tally = Tally.zero(len(features), bins)
+    edges = [Edges(feature, bins, columns[0].dtype) for feature in features]
+    for start in range(0, len(columns[0]), BLOCK):
+        block = contiguous(columns, start, min(start + BLOCK, len(columns[0])))
+        for row, (one, values) in enumerate(zip(edges, block, strict=True)):
+            one.count(values, tally, row)
     return tally
 
 

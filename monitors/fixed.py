@@ -24,10 +24,13 @@ def units(values: Array, exponent: Array | int, centre: Array | int) -> tuple[Co
     a tiny negative x cannot be rounded to zero by the division.
     """
     values = values.astype(np.float64, copy=False)
-    values = np.where(np.asarray(exponent) > 0, np.floor(values), values)
+    if np.any(np.asarray(exponent) > 0):
+        values = np.where(np.asarray(exponent) > 0, np.floor(values), values)
     with np.errstate(over="ignore"):
         scaled = np.floor(values * np.ldexp(1.0, -np.asarray(exponent)))
-    k = np.clip(scaled, -_FAR, _FAR).astype(np.int64) - centre
+    k = np.fmin(np.fmax(scaled, -_FAR), _FAR).astype(np.int64) - centre
+    if not len(k) or (k.min() >= -LIMIT and k.max() <= LIMIT):
+        return k, np.zeros(len(k), dtype=bool)
     return np.clip(k, -LIMIT, LIMIT), np.abs(k) > LIMIT
 
 
@@ -47,6 +50,18 @@ def squares(k: Counts, group: Array, size: int) -> Array:
     hh, hl, ll = (sums(part, group, size).astype(object) for part in (high * high, high * low, low * low))
     total: Array = (hh << 32) + (hl << 17) + ll
     return total
+
+
+def square(k: Counts) -> int:
+    """The sum of the squares of up to 2**20 values `k` with |k| <= LIMIT.
+
+    Both halves of k are at most 2**16, so the sums are of integers and below 2**53: exact in floating point.
+    """
+    x = k.astype(np.float64)
+    high = np.floor(x * 2.0**-16)
+    low = x - high * 2.0**16
+    hh, hl, ll = (int((one * other).sum()) for one, other in ((high, high), (high, low), (low, low)))
+    return (hh << 32) + (hl << 17) + ll
 
 
 def pack(numbers: Array) -> bytes:

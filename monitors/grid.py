@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from monitors import fixed
 from monitors.baseline.layout import FIRST, MINUS_INF, MISSING, PLUS_INF, UNSEEN, Grid, Numeric
-from monitors.count import Tally
+from monitors.count import Tally, ceiling
+from monitors.gather import as_matrix, contiguous
 from monitors.types import Array, Counts
 
 BLOCK = 1 << 18  # values counted at a time: the scratch arrays then lie in the caches
@@ -50,8 +52,7 @@ class GridTable:
         step = max(BLOCK // features, 1)
         shape = (features, 1) if matrix is None else (features,)
         factor = np.ldexp(1.0, -self.exponent).astype(dtype).reshape(shape)
-        low = self.low.astype(dtype).reshape(shape)
-        high = np.nextafter(self.high.astype(dtype), dtype.type(-math.inf)).reshape(shape)
+        low, high = (each.reshape(shape) for each in self._limits(dtype))
         place = (np.arange(features) * self.width - self.low).astype(dtype).reshape(shape)
         coarse = bool((self.exponent > 0).any())
         whole = self.integral.any()
@@ -65,7 +66,7 @@ class GridTable:
                 stop = min(start + step, rows)
                 if matrix is None:
                     used = slice(0, features), slice(0, stop - start)
-                    block = np.stack([column[start:stop] for column in columns])
+                    block = contiguous(columns, start, stop)
                 else:
                     used = slice(0, stop - start), slice(0, features)
                     block = matrix[start:stop]
@@ -90,6 +91,17 @@ class GridTable:
                     at = np.unravel_index(found, out.shape)
                     outside.append((at[0] if matrix is None else at[1], block[at]))
         return self._tally(table.reshape(features, self.width), outside)
+
+    def _limits(self, dtype: np.dtype[Any]) -> tuple[Array, Array]:
+        """The least and greatest of `dtype`, in cells, that are in a cell and surely within the baseline's range."""
+        factor = np.ldexp(1.0, -self.exponent)
+        # Where cells are wider than 1, values are rounded down first, and one could have been above the maximum.
+        maximum = np.where(self.exponent > 0, np.floor(self.maximum) - 1, self.maximum)
+        least = np.maximum(self.low, self.minimum * factor)
+        greatest = np.minimum(np.nextafter(self.high.astype(np.float64), -math.inf), maximum * factor)
+        low = np.array([ceiling(each, dtype) for each in least.tolist()], dtype)
+        high = np.array([-ceiling(-each, dtype) for each in greatest.tolist()], dtype)
+        return low, high
 
     def _tally(self, table: Counts, outside: list[tuple[Array, Array]]) -> Tally:
         tally = Tally.zero(len(self), self.bins)
@@ -132,16 +144,3 @@ class GridTable:
 def cells_of(grid: Grid, edges: Array) -> Counts:
     """The cells at which bins begin, within 0..cells. Edges lie on cell boundaries, or between whole numbers."""
     return np.clip(np.ceil(np.ldexp(edges, -grid.exponent)).astype(np.int64) - grid.low, 0, grid.cells)
-
-
-def as_matrix(columns: Sequence[Array]) -> Array | None:
-    """`columns` as one (n, F) view where they are neighbours in the rows of a matrix, as a journal's are; else None."""
-    first = columns[0]
-    step, size = first.strides[0], first.itemsize
-    if len(columns) * size > step:
-        return None
-    start = first.__array_interface__["data"][0]
-    for place, column in enumerate(columns):
-        if column.strides[0] != step or column.__array_interface__["data"][0] != start + place * size:
-            return None
-    return np.lib.stride_tricks.as_strided(first, (len(first), len(columns)), (step, size), writeable=False)

@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 
 from monitors import fixed
-from monitors.baseline.layout import FIRST, MISSING, UNSEEN, Category, Layout
+from monitors.baseline.layout import FIRST, MISSING, UNSEEN, Category, Layout, Numeric
 from monitors.count import Tally, as_floats, count_numbers
 from monitors.types import Array, Columns, Counts, Floats
 
@@ -66,14 +66,19 @@ class State:
                 numbers[row], strange = as_floats(values)
                 self.counts[row, MISSING] -= strange
                 self.counts[row, UNSEEN] += strange
-                if feature.grid is None:
-                    self._add([row], count_numbers(feature, numbers[row], self.counts.shape[1]))
-        for group in self.layout.gridded:
+        for group in (*self.layout.gridded, *self.layout.ungridded):
             types = {numbers[row].dtype for row in group if row in numbers}
             for dtype in types:
-                rows_of_type = tuple(row for row in group if row in numbers and numbers[row].dtype == dtype)
-                table = self.layout.tables[group] if rows_of_type == group else self.layout.table(rows_of_type)
-                self._add(rows_of_type, table.count([numbers[row] for row in rows_of_type]))
+                own = tuple(row for row in group if row in numbers and numbers[row].dtype == dtype)
+                self._add(own, self._count(group, own, [numbers[row] for row in own]))
+
+    def _count(self, group: tuple[int, ...], own: tuple[int, ...], columns: Sequence[Array]) -> Tally:
+        """Count columns of one type, which are the rows `own` of a group of features."""
+        layout = self.layout
+        if group in layout.tables:
+            return (layout.tables[group] if own == group else layout.table(own)).count(columns)
+        features = [feature for row in own if isinstance(feature := layout.features[row], Numeric)]
+        return count_numbers(features, columns, layout.shape[1])
 
     def _add(self, rows: Sequence[int], tally: Tally) -> None:
         places = list(rows)

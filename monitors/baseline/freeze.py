@@ -17,6 +17,7 @@ from monitors.types import Floats
 
 QUANTILES = (1e-4, 1e-3, 0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999, 0.9999)
 CELLS = 512
+WIDE = 8  # times as many cells, for skewed numbers
 VALUES = 200  # categories with a bin of their own
 _ATOM = 1 / (len(QUANTILES) + 1)  # a single value with more than its share of the mass
 _HEAVY = 0.2  # no bin of a grid may hold more of the baseline, atoms excepted: twice what a decile holds
@@ -43,8 +44,10 @@ def numeric(
         low = max(int(edges[0]), int(minimum))
         grid = Grid(exponent=0, low=low, cells=min(int(edges[-1]), int(maximum)) + 1 - low, integral=True)
         return _numeric(name, role, edges, atoms, minimum, maximum, 0, whole, grid)
-    if cells and not len(atoms) and (grid_and_edges := _snapped(values, wanted, minimum, maximum, cells)):
-        grid, edges = grid_and_edges
+    for size in (cells, WIDE * cells) if cells and not len(atoms) else ():
+        if not (found := _snapped(values, wanted, minimum, maximum, size)):
+            continue
+        grid, edges = found
         return _numeric(name, role, edges, atoms, minimum, maximum, grid.exponent, whole, grid)
     with np.errstate(over="ignore"):
         edges = np.unique(np.concatenate([wanted, atoms, np.nextafter(atoms, math.inf)]))
@@ -70,7 +73,7 @@ def _numeric(
 
 
 def _snapped(values: Floats, wanted: Floats, minimum: float, maximum: float, cells: int) -> tuple[Grid, Floats] | None:
-    """The finest grid of at most `cells` cells from the first to the last edge, but not beyond the baseline's range.
+    """The finest grid of at most `cells` cells from the first to the last edge, but no further than the baseline went.
 
     None where it does not fit the data. The bins may reach beyond the grid: values there are counted one by one.
     """
@@ -85,8 +88,8 @@ def _snapped(values: Floats, wanted: Floats, minimum: float, maximum: float, cel
     share = np.bincount(np.searchsorted(edges, values, side="right")) / len(values)
     if share.max() > _HEAVY:
         return None
-    low = max(int(places[0]), math.ceil(math.ldexp(minimum, -exponent)))
-    high = min(int(places[-1]) + 1, math.floor(math.ldexp(maximum, -exponent)))
+    low = max(int(places[0]), math.floor(math.ldexp(minimum, -exponent)))
+    high = min(int(places[-1]), math.floor(math.ldexp(maximum, -exponent))) + 1
     return (Grid(exponent, low, high - low, integral=False), edges) if high > low else None
 
 

@@ -25,6 +25,7 @@ SPECIAL = ("missing", "-inf", "+inf", "unseen", "other")
 MISSING, MINUS_INF, PLUS_INF, UNSEEN, OTHER = range(5)
 FIRST = len(SPECIAL)
 GROUP = 256  # features counted by one table
+NARROW = 512  # cells of a grid up to which that many tables stay in the caches
 
 Role = Literal["feature", "output"]
 
@@ -32,8 +33,7 @@ Role = Literal["feature", "output"]
 class Grid(msgspec.Struct, frozen=True):
     """Cells of width 2**`exponent`: cell c holds [(low + c) * width, (low + c + 1) * width), c in 0..cells-1.
 
-    Edges of a numeric feature with a grid lie on cell boundaries, so counting cells counts bins exactly; the grid lies
-    within the baseline's range. `integral`:
+    Edges of a numeric feature with a grid lie on cell boundaries, so counting cells counts bins exactly. `integral`:
     the width is 1 and the baseline held whole numbers only; any other number is then looked at one by one.
     """
 
@@ -186,9 +186,17 @@ class Layout(msgspec.Struct, frozen=True, dict=True):
 
     @cached_property
     def gridded(self) -> tuple[tuple[int, ...], ...]:
-        """The rows of the features with a grid, in groups that are counted together."""
-        rows = [row for row, f in enumerate(self.features) if isinstance(f, Numeric) and f.grid is not None]
-        return tuple(tuple(rows[start : start + GROUP]) for start in range(0, len(rows), GROUP))
+        """The rows of the numbers with a grid, in groups that are counted together."""
+        grids = {row: f.grid for row, f in enumerate(self.features) if isinstance(f, Numeric) and f.grid is not None}
+        narrow = [row for row, grid in grids.items() if grid.cells <= NARROW]
+        wide = [row for row, grid in grids.items() if grid.cells > NARROW]
+        return (*_groups(narrow, GROUP), *_groups(wide, GROUP // 8))
+
+    @cached_property
+    def ungridded(self) -> tuple[tuple[int, ...], ...]:
+        """The rows of the numbers without one, in groups that are read together."""
+        rows = [row for row, f in enumerate(self.features) if isinstance(f, Numeric) and f.grid is None]
+        return _groups(rows, GROUP)
 
     @cached_property
     def tables(self) -> Mapping[tuple[int, ...], GridTable]:
@@ -217,3 +225,7 @@ class Layout(msgspec.Struct, frozen=True, dict=True):
     def split(self, counts: Counts) -> tuple[Counts, Counts]:
         """A count matrix as its special columns [F, 5] and the features' own bins [F, B - 5]."""
         return counts[:, :FIRST], counts[:, FIRST:]
+
+
+def _groups(rows: list[int], size: int) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(rows[start : start + size]) for start in range(0, len(rows), size))

@@ -260,7 +260,7 @@ def test_any_values_freeze_to_rising_edges(values: list[float]) -> None:
     assert len(feature.points) == feature.bins
     assert all(map(math.isfinite, feature.edges))
     if feature.grid is not None:
-        assert 0 < feature.grid.cells <= freeze.CELLS
+        assert 0 < feature.grid.cells <= freeze.CELLS * freeze.WIDE
 
 
 # --- the command ---

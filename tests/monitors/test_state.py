@@ -52,6 +52,7 @@ KINDS: dict[str, Array] = {
     "far from zero": RNG.normal(size=3000) * 1e-3 + 1000.0,
     "large": RNG.normal(size=3000) * 1e6,
     "heavy": np.exp(RNG.normal(size=3000) * 3),
+    "skewed": np.exp(RNG.normal(size=3000) * 1.5),
     "zeros and more": np.where(RNG.random(3000) < 0.6, 0.0, RNG.exponential(size=3000)),
     "flags": (RNG.random(3000) < 0.3).astype(float),
     "few": RNG.integers(-3, 9, 3000).astype(float),
@@ -82,7 +83,7 @@ def test_numbers_are_counted_as_by_hand_whatever_their_distribution_was(kind: st
     assert state.counts.sum() == len(values)
 
 
-@pytest.mark.parametrize("kind", ["normal", "shifted", "large", "few", "flags", "constant whole"])
+@pytest.mark.parametrize("kind", ["normal", "shifted", "large", "skewed", "few", "flags", "constant whole"])
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_the_grid_and_the_comparison_with_every_edge_count_alike(kind: str, data: st.DataObject) -> None:
