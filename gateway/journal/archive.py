@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -159,21 +160,28 @@ def is_bare(path: Path) -> bool:
 
 def read_schema(path: Path) -> pa.Schema:
     """The schema of a file. Raises Damaged, OSError."""
-    try:
+    with reading(path):
         return pq.read_schema(path)
-    except pa.ArrowInvalid as error:
-        raise Damaged(f"{path.name} cannot be read: {str(error).splitlines()[0][:200]}") from None
 
 
-def read(path: Path, columns: list[str] | None = None, skip: int = 0) -> Iterator[pa.RecordBatch]:
-    """The rows of a file, from group `skip` on; a group ends with a run. Raises Damaged, OSError."""
+def read(path: Path, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
+    """The rows of a file, of all or some columns; each batch ends with a run. Raises Damaged, OSError."""
+    with reading(path), pq.ParquetFile(path, memory_map=True, page_checksum_verification=True) as file:
+        for group in range(file.num_row_groups):
+            table = file.read_row_group(group, columns, use_threads=False)
+            yield from table.combine_chunks().to_batches()
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """What says that a file is not what it should be becomes Damaged; errors of the system stay as they are."""
     try:
-        with pq.ParquetFile(path, memory_map=True, page_checksum_verification=True) as file:
-            for group in range(skip, file.num_row_groups):
-                table = file.read_row_group(group, columns, use_threads=False)
-                yield from table.combine_chunks().to_batches()
-    except pa.ArrowInvalid as error:
-        raise Damaged(f"{path.name} cannot be read: {str(error).splitlines()[0][:200]}") from None
+        yield
+    except (pa.ArrowException, OSError) as error:
+        # Of pages that do not fit their checksum, pyarrow speaks as of the system, but without its number.
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise Damaged(f"{path.name} cannot be read: {(str(error).splitlines() or [''])[0][:200]}") from None
 
 
 def _write(path: Path, columns: pa.Schema, pieces: Iterator[pa.RecordBatch | pa.Table]) -> int:

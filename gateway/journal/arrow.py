@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import msgspec
 import numpy as np
 import pyarrow as pa
 
-from gateway.journal.columns import Tensor, prediction_ids, schema_of, tensors_of
+from gateway.journal.columns import Tensor, fields_of, prediction_ids, schema_of, tensors_of
 from gateway.journal.keep import DIGEST_BYTES, SUMMARY
 from gateway.journal.reader import Segment, Side
 from gateway.journal.schema import Form
@@ -22,15 +22,18 @@ _KNOWN = frozenset({"row", "n", "inputs", "outputs", "notes", "digest", "summary
 _REFUSED = frozenset({"refused", "status", "message", "time_ns", "latency_ns", "request_id"})
 
 
-def batches(segment: Segment, start: int = 0) -> Iterator[pa.RecordBatch]:
-    """The rows of a segment from `start` on, in pieces that end with a run; last what was refused. May raise Damaged.
+def batches(segment: Segment, columns: Collection[str] | None = None) -> Iterator[pa.RecordBatch]:
+    """The rows of a segment in pieces that end with a run; last what was refused. `columns`: only these.
 
-    Arrays that lie in the segment as the table has them are views of its file.
+    Arrays that lie in the segment as the table has them are views of its file. Raises Damaged.
     """
     schema = schema_of(segment.spec)
     tensors = tensors_of(segment.spec)
+    if columns is not None:
+        schema = pa.schema([field for field in schema if field.name in columns], schema.metadata)
+        tensors = [each for each in tensors if not set(columns).isdisjoint(fields_of(each))]
     step = max(1, min(CHUNK_ROWS, CHUNK_BYTES // segment.spec.row_bytes))
-    stop = segment.rows()
+    start, stop = 0, segment.rows()
     with Side(segment) as side:
         while start < stop:
             end = _boundary(segment, min(start + step, stop), stop)
@@ -64,7 +67,9 @@ class _Piece:
         written = self.meta["status"] != 0
         begins = np.where((self.meta["span"] > 0) & written, np.arange(count), 0)
         self.first = np.maximum.accumulate(begins) if count else begins
-        offsets = [offset for offset in np.unique(self.meta["side"][written]).tolist() if offset > 0]
+        offsets: list[int] = []
+        if (beside := self.meta["side"] > 0).any():
+            offsets = np.unique(self.meta["side"][beside & written]).tolist()
         self.frames = {offset: frame for offset in offsets if "row" in (frame := side.frame(offset))}
         self.counts = written.astype(np.int64)
         self.whole: set[int] = set()
@@ -88,23 +93,28 @@ class _Piece:
     def batch(self, schema: pa.Schema, tensors: list[Tensor]) -> pa.RecordBatch:
         """The table of these rows."""
         total = self.total
+        wanted = set(schema.names)
         found: dict[str, pa.Array] = {}
         loose = (self.meta["form"] == Form.FRAME)[self.at]
         first = self.first[self.at]
         found["prediction_id"] = prediction_ids(self.segment.spec.prefix, np.where(loose, self.at, first) + self.start)
         inner = np.arange(total) - self.begin[self.at]
         found["row"] = pa.array(np.where(loose, inner, self.at - first).astype(np.int32))
-        spans = self.meta["span"][first].astype(np.int32)
-        found["span"] = pa.array(np.where(loose, self.meta["span"][self.at].astype(np.int32), spans))
-        time_ns = self.take(self.segment.column("time_ns"))
-        found["time"] = pa.array(time_ns // 1000).cast(pa.timestamp("us", "UTC"))
-        for name in ("time_ns", "latency_ns", "queue_ns", "run_ns"):
+        if "span" in wanted:
+            spans = self.meta["span"][first].astype(np.int32)
+            found["span"] = pa.array(np.where(loose, self.meta["span"][self.at].astype(np.int32), spans))
+        if "time" in wanted:
+            time_ns = self.take(self.segment.column("time_ns"))
+            found["time"] = pa.array(time_ns // 1000).cast(pa.timestamp("us", "UTC"))
+        for name in wanted & {"time_ns", "latency_ns", "queue_ns", "run_ns"}:
             found[name] = pa.array(self.take(self.segment.column(name)))
-        key = self.take(self.segment.column("key"))
-        found["key"] = pa.array(key, mask=key == 0)
-        for name in ("batch", "route"):
+        if "key" in wanted:
+            key = self.take(self.segment.column("key"))
+            found["key"] = pa.array(key, mask=key == 0)
+        for name in wanted & {"batch", "route"}:
             found[name] = pa.array(self.take(self.segment.column(name)).astype(np.int32))
-        found["status"] = pa.array(self.take(self.segment.column("status")).astype(np.int16))
+        if "status" in wanted:
+            found["status"] = pa.array(self.take(self.segment.column("status")).astype(np.int16))
         found["whole"] = pa.array(np.isin(self.at, list(self.whole)) if self.whole else np.zeros(total, np.bool_))
         self.extra: dict[int, dict[str, Any]] = {}
         self._texts(found)

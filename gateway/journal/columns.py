@@ -107,18 +107,22 @@ def tensors_of(spec: SegmentSpec) -> list[Tensor]:
     return sorted((each for each in found if each.keep.split()[0] != "none"), key=lambda each: each.group)
 
 
+def fields_of(tensor: Tensor) -> list[str]:
+    """The names of the columns of a tensor."""
+    if tensor.keep.startswith("digest"):
+        return [f"digest_{tensor.field}", f"summary_{tensor.field}"]
+    return [tensor.field] if tensor.fixed else [tensor.field, f"shape_{tensor.field}"]
+
+
 def schema_of(spec: SegmentSpec) -> pa.Schema:
     """The schema of a segment's rows."""
     fields = list(FIELDS)
     for tensor in tensors_of(spec):
-        about = {b"shape": msgspec.json.encode(tensor.shape), b"dtype": tensor.dtype.encode()}
         if tensor.keep.startswith("digest"):
-            fields.append(pa.field(f"digest_{tensor.field}", pa.binary(DIGEST_BYTES)))
-            fields.append(pa.field(f"summary_{tensor.field}", pa.list_(pa.float32(), len(SUMMARY))))
-            continue
-        fields.append(pa.field(tensor.field, tensor.type, metadata=about))
-        if not tensor.fixed:
-            fields.append(pa.field(f"shape_{tensor.field}", pa.list_(pa.int32())))
+            types = [pa.binary(DIGEST_BYTES), pa.list_(pa.float32(), len(SUMMARY))]
+        else:
+            types = [tensor.type, pa.list_(pa.int32())]
+        fields += [pa.field(name, type_) for name, type_ in zip(fields_of(tensor), types, strict=False)]
     return pa.schema(fields, {METADATA: msgspec.json.encode(Source(spec))})
 
 

@@ -10,10 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gateway.journal import archive, ids, schema
+from gateway.journal import archive, ids
 from gateway.journal.columns import cell, prediction_ids, source_of, tensors_of
-from gateway.journal.reader import Damaged, Record
-from gateway.journal.schema import Form
+from gateway.journal.reader import Record
+from gateway.journal.schema import META, Form
 
 
 def request_rows(folder: Path, prefix: str, row: int) -> pa.RecordBatch | None:
@@ -26,13 +26,17 @@ def request_rows(folder: Path, prefix: str, row: int) -> pa.RecordBatch | None:
         return None
     wanted = prediction_ids(prefix, np.array([row]))[0].as_py()
     try:
-        table = pq.ParquetFile(path).schema_arrow
-        found = pq.read_table(path, filters=[("prediction_id", "==", wanted)], partitioning=None)
+        with archive.reading(path):
+            schema = pq.read_schema(path)
+            found = pq.read_table(
+                path,
+                filters=[("prediction_id", "==", wanted)],
+                partitioning=None,
+                page_checksum_verification=True,
+            )
     except FileNotFoundError:
         return None
-    except pa.ArrowInvalid as error:
-        raise Damaged(f"{path.name} cannot be read: {str(error).splitlines()[0][:200]}") from None
-    pieces = found.replace_schema_metadata(table.metadata).combine_chunks().to_batches()
+    pieces = found.replace_schema_metadata(schema.metadata).combine_chunks().to_batches()
     return pieces[0] if pieces and pieces[0].num_rows else None
 
 
@@ -50,7 +54,7 @@ def record(batch: pa.RecordBatch, part: int | None) -> Record | None:
         if value is not None:
             values[tensor.group][tensor.name] = value if part is None or not whole else value[part]
     extra = _extra(batch)
-    meta = {name: 0 for name, _ in schema.META}
+    meta = {name: 0 for name, _ in META}
     for name in ("time_ns", "latency_ns", "queue_ns", "run_ns", "batch", "route", "status", "span"):
         meta[name] = int(batch.column(name)[at].as_py())
     meta["key"] = int(batch.column("key")[at].as_py() or 0)

@@ -70,8 +70,8 @@ def models(data: Path) -> set[str]:
     return names
 
 
-def read(data: Path, source: Source) -> Iterator[pa.RecordBatch]:
-    """The rows of a source; each batch ends with a run. Raises Damaged, OSError.
+def read(data: Path, source: Source, columns: Collection[str] | None = None) -> Iterator[pa.RecordBatch]:
+    """The rows of a source, of all or some columns; each batch ends with a run. Raises Damaged, OSError.
 
     A segment that went into the archive in the meantime is read there.
     """
@@ -81,9 +81,11 @@ def read(data: Path, source: Source) -> Iterator[pa.RecordBatch]:
         except FileNotFoundError:
             pass
         else:
-            yield from arrow.batches(segment)
+            yield from arrow.batches(segment, columns)
             return
     path = archive.find(data / archive.FOLDER, source.prefix)
     if path is None:
         raise Damaged(f"segment {source.prefix} went away while it was looked for")
-    yield from archive.read(path)
+    yield from archive.read(
+        path, None if columns is None else [name for name in source.schema.names if name in columns]
+    )

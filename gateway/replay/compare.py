@@ -45,6 +45,8 @@ class Difference(msgspec.Struct):
 def differing(one: Array, other: Array) -> Array:
     """Which rows of two arrays of one shape are not the same bit for bit, (rows,)."""
     rows = len(one)
+    if not rows or not one.size:
+        return np.zeros(rows, np.bool_)
     if one.dtype == object:
         different = one != other
     else:
@@ -57,6 +59,8 @@ def differing(one: Array, other: Array) -> Array:
 def difference(got: Array, logged: Array, tolerance: Tolerance) -> tuple[Difference, Array]:
     """What tells the answers `got` from those `logged`, and which rows are beyond the tolerance, (rows,)."""
     rows = len(logged)
+    if not rows:
+        return Difference(), np.zeros(0, np.bool_)
     if got.shape != logged.shape or (got.dtype == object) != (logged.dtype == object):
         return Difference(rows, rows, rows, misshapen=rows), np.ones(rows, np.bool_)
     if got.dtype != logged.dtype:

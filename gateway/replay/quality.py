@@ -72,7 +72,7 @@ def _area(positives: dict[int, int], negatives: dict[int, int]) -> dict[str, flo
     for counts, array in ((positives, over), (negatives, under)):
         for at, count in counts.items():
             array[at] = count
-    pairs = over.sum() * under.sum()
+    pairs = float(over.sum() * under.sum())
     if not pairs:
         return {}
     below = np.cumsum(under) - under

@@ -11,13 +11,13 @@ import numpy as np
 import pyarrow as pa
 
 from gateway.errors import HeadgateError, LoadRejected
-from gateway.journal.columns import Tensor, source_of, tensors_of
+from gateway.journal.columns import Tensor, fields_of, source_of, tensors_of
 from gateway.journal.export import Join
 from gateway.journal.reader import Damaged, Segment
 from gateway.journal.sources import Source, read, sources
 from gateway.progress import Progress
 from gateway.replay import loose, runs
-from gateway.replay.compare import difference, differing
+from gateway.replay.compare import Difference, difference, differing
 from gateway.replay.quality import Quality
 from gateway.replay.report import MAX_EXAMPLES, NO_INPUTS, NOT_ANSWERED, OTHER_TIME, Answers, Report
 from gateway.replay.runs import Rows, Span
@@ -26,6 +26,10 @@ from gateway.types import Array
 
 Load = Callable[[int], Version]
 """Loads a version by its number. Raises LoadRejected."""
+
+
+READ = ("prediction_id", "row", "span", "time_ns", "batch", "run_ns", "whole")
+"""The columns that a replay needs beside the tensors."""
 
 
 class ReplayFailed(HeadgateError):
@@ -114,8 +118,11 @@ class Replayer:
             except FileNotFoundError:
                 pass
         self._progress.advance(min(skip, source.rows))
-        for batch in read(self._data, source):
-            named = batch.filter(batch.column("prediction_id").is_valid())
+        tensors = tensors_of(source_of(source.schema).segment)
+        columns = {*READ, *(name for each in tensors for name in fields_of(each))}
+        for batch in read(self._data, source, columns):
+            ids = batch.column("prediction_id")
+            named = batch.filter(ids.is_valid()) if ids.null_count else batch
             if skip >= named.num_rows:
                 skip -= named.num_rows
                 continue
@@ -139,8 +146,7 @@ class Replayer:
         if redacted or inputs is None or source.bare:
             answers.skip(NO_INPUTS, batch.num_rows)
             return int(batch.num_rows)
-        if outputs is None:
-            outputs = []
+        outputs, odd = _fitting(outputs or [], version)
         fixed = all(each.fixed for each in (*inputs, *outputs)) and not any(batch.column("whole").to_pylist())
         if not fixed:
             loose.replay(batch, inputs, outputs, version, self._wish, answers)
@@ -152,19 +158,20 @@ class Replayer:
             end = spans.pop()[0]
             batch = batch.slice(0, end)
             rows = runs.rows_of(batch, inputs, outputs)
-        self._rows(batch, rows, spans, version, answers)
+        ran = self._rows(batch, rows, spans, version, answers)
+        for name in odd:
+            answers.output(name).add(Difference(ran, ran, ran, misshapen=ran))
         return len(rows)
 
     # -- rows of fixed shapes
 
-    def _rows(self, batch: pa.RecordBatch, rows: Rows, spans: list[Span], version: Version, answers: Answers) -> None:
-        ran = np.zeros(len(rows), np.bool_)
+    def _rows(self, batch: pa.RecordBatch, rows: Rows, spans: list[Span], version: Version, answers: Answers) -> int:
+        """Run rows and compare them; returns how many ran."""
         time_ns = batch.column("time_ns").to_numpy(zero_copy_only=False)
         in_time = (time_ns >= self._wish.since_ns) & (time_ns < self._wish.until_ns)
         if not (rows.has.all() and in_time.all()):
             spans = [span for span in spans if rows.has[slice(*span)].all() and in_time[span[0]]]
-        for start, stop in spans:
-            ran[start:stop] = True
+        ran = _inside(spans, len(rows))
         answers.skip(OTHER_TIME, int((~in_time & ~ran).sum()))
         answers.skip(NO_INPUTS, int((~rows.has & in_time & ~ran).sum()))
         answers.skip(NOT_ANSWERED, int((rows.has & in_time & ~ran).sum()))
@@ -174,23 +181,26 @@ class Replayer:
         self._compare(rows, ran, spans, results, version, answers)
         if self._judge is not None:
             self._score(self._judge, batch, rows, ran, results)
+        return int(ran.sum())
 
     def _execute(self, rows: Rows, spans: Sequence[Span], version: Version, answers: Answers) -> dict[str, Array]:
         """Run spans of rows; what comes out, by output, where it has the shape of what was logged."""
         results = {name: np.empty_like(array) for name, array in rows.logged.items()}
         run = version.session.run
-        names = list(results)
-        inputs, targets = list(rows.inputs.items()), list(results.values())
+        names, targets, inputs = list(results), list(results.values()), list(rows.inputs.items())
         largest = version.max_rows if self._wish.against is None else 0
+        if largest:
+            spans = [each for span in spans for each in runs.pieces(span, largest)]
         began = time.perf_counter()
         try:
-            for start, stop in spans:
-                if largest and stop - start > largest:
-                    self._run_each(rows, runs.pieces((start, stop), largest), results, version)
-                    continue
-                found = run({name: array[start:stop] for name, array in inputs}, names)
-                for target, array in zip(targets, found, strict=True):
-                    target[start:stop] = array
+            if len(inputs) == 1:
+                ((only, values),) = inputs
+                for start, stop in spans:
+                    _put(targets, start, stop, run({only: values[start:stop]}, names))
+            else:
+                for start, stop in spans:
+                    feed = {name: values[start:stop] for name, values in inputs}
+                    _put(targets, start, stop, run(feed, names))
         except Exception:  # a model raises what it likes: the runs are gone through one by one to see which fail
             answers.failed += self._run_each(rows, spans, results, version)
         answers.run_s += time.perf_counter() - began
@@ -204,9 +214,7 @@ class Replayer:
         for start, stop in spans:
             feed = {name: array[start:stop] for name, array in rows.inputs.items()}
             try:
-                found = version.session.run(feed, list(results))
-                for target, array in zip(results.values(), found, strict=True):
-                    target[start:stop] = array
+                _put(list(results.values()), start, stop, version.session.run(feed, list(results)))
             except Exception:  # see above
                 failed += stop - start
         return failed
@@ -220,20 +228,23 @@ class Replayer:
         version: Version,
         answers: Answers,
     ) -> None:
-        if self._wish.against is None:
-            for span in _touched(spans, _differing(rows, ran, results)):
-                answers.regrouped += self._regroup(rows, span, results, version)
-        beyond = np.zeros(len(rows), np.bool_)
         different = _differing(rows, ran, results)
+        if self._wish.against is None and different.any():
+            for span in _touched(spans, different):
+                answers.regrouped += self._regroup(rows, span, results, version)
+            different = _differing(rows, ran, results)
+        beyond = np.zeros(len(rows), np.bool_)
         for name, got in results.items():
-            valid = ran & rows.answered[name]
-            everything = bool(valid.all())
-            logged = rows.logged[name] if everything else rows.logged[name][valid]
-            found, far = difference(got if everything else got[valid], logged, self._wish.tolerance)
+            compared = int((ran & rows.answered[name]).sum())
+            # Rows that are the same need no arithmetic.
+            at = np.flatnonzero(different & rows.answered[name])
+            found, far = difference(got[at], rows.logged[name][at], self._wish.tolerance)
+            width = got[0].size if len(got) else 0
+            found.elements += (compared - found.rows) * width
+            found.rows = compared
             answers.output(name).add(found)
-            at = np.flatnonzero(valid)[far]
-            beyond[at] = True
-            for index in at[:MAX_EXAMPLES].tolist():
+            beyond[at[far]] = True
+            for index in at[far][:MAX_EXAMPLES].tolist():
                 answers.example(rows.name(index), name, rows.logged[name][index], got[index])
         answers.rows += int(ran.sum())
         answers.same += int((ran & ~different).sum())
@@ -247,8 +258,7 @@ class Replayer:
         before = {name: array[slice(*span)].copy() for name, array in results.items()}
         for others in (runs.requests(span, rows.first), [span], runs.pieces(span, 1)):
             if not self._run_each(rows, others, results, version):
-                inside = np.zeros(len(rows), np.bool_)
-                inside[slice(*span)] = True
+                inside = _inside([span], len(rows))
                 if not _differing(rows, inside, results).any():
                     return span[1] - span[0]
         for name, array in results.items():
@@ -281,6 +291,21 @@ def _wanted(tensors: Sequence[Tensor], version: Version, group: str) -> list[Ten
     return [each for each in found if group == "input" or not _is_changed(each.keep)]
 
 
+def _fitting(outputs: Sequence[Tensor], version: Version) -> tuple[list[Tensor], list[str]]:
+    """The outputs that a version gives in the shape that was logged, and the names of the others."""
+    shapes = {spec.name: spec.shape for spec in version.session.contract.outputs}
+    good: list[Tensor] = []
+    odd: list[str] = []
+    for tensor in outputs:
+        shape = shapes[tensor.name]
+        fits = not tensor.fixed or not shape or len(shape) != len(tensor.shape) + 1
+        if fits or all(dim in (-1, own) for dim, own in zip((shape or ())[1:], tensor.shape, strict=True)):
+            good.append(tensor)
+        else:
+            odd.append(tensor.name)
+    return good, odd
+
+
 def _is_changed(keep: str) -> bool:
     """Whether values were redacted before they were written."""
     return keep.split()[-1] in ("mask", "hmac", "bucket", "drop")
@@ -295,6 +320,23 @@ def _differing(rows: Rows, ran: Array, results: Mapping[str, Array]) -> Array:
     found = np.zeros(len(rows), np.bool_)
     for name, got in results.items():
         found |= differing(got, rows.logged[name]) & rows.answered[name] & ran
+    return found
+
+
+def _put(targets: Sequence[Array], start: int, stop: int, results: Sequence[Array]) -> None:
+    """Put the results of a run into their rows. Raises ValueError where they do not fit."""
+    for target, array in zip(targets, results, strict=True):
+        target[start:stop] = array
+
+
+def _inside(spans: Sequence[Span], rows: int) -> Array:
+    """Which of some rows lie in a span, (rows,); spans do not overlap."""
+    edges = np.zeros(rows + 1, np.int8)
+    if spans:
+        starts, stops = np.array(spans).T
+        np.add.at(edges, starts, 1)
+        np.subtract.at(edges, stops, 1)
+    found: Array = np.cumsum(edges[:-1], dtype=np.int8).astype(np.bool_)
     return found
 
 

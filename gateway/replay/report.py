@@ -118,6 +118,7 @@ class Report(msgspec.Struct):
         """Draw the conclusion: every row that could be run was, the same or within the tolerance, by the right file."""
         ran = sum(each.rows for each in self.answers)
         wrong = any(each.beyond or each.failed or (each.altered and self.wish.against is None) for each in self.answers)
+        wrong |= any(output.misshapen for each in self.answers for output in each.outputs.values())
         gaps = any(each.missing for each in self.answers)
         self.reproduced = self.complete and ran > 0 and not wrong and not gaps and not self.damaged
         self.figures = {name: quality.result() for name, quality in self.quality.items()}

@@ -1,0 +1,380 @@
+"""Replays of what a real pipeline logged from real sessions: the same bits, or what differs and by how much."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from gateway.cli import main
+from gateway.feedback.event import Event, IdClock
+from gateway.feedback.log import Log
+from gateway.feedback.rules import FeedbackRule
+from gateway.journal import archive
+from gateway.journal.keeper import Keeper
+from gateway.journal.reader import Segment, segments
+from gateway.ledger import dialect
+from gateway.ledger.service import SystemClock, Writer
+from gateway.settings import Settings
+from tests import onnx_models
+from tests.journal.rig import Gateway, document, load, normal
+
+TOML = "[session]\nintra_op_threads = 1\n[feedback.sick]\ntype = 'boolean'\n"
+WIDTH = 30
+
+
+def regression(seed: int, width: int = WIDTH) -> bytes:
+    """A network of one hidden layer whose sums are long enough to depend on their order."""
+    rng = np.random.default_rng(seed)
+    nodes = [
+        helper.make_node("Gemm", ["x", "w0", "b0"], ["z"]),
+        helper.make_node("Tanh", ["z"], ["h"]),
+        helper.make_node("MatMul", ["h", "w1"], ["s"]),
+        helper.make_node("Sigmoid", ["s"], ["score"]),
+    ]
+    weights = {
+        "w0": rng.standard_normal((width, 64), np.float32),
+        "b0": rng.standard_normal(64, np.float32),
+        "w1": rng.standard_normal((64, 1), np.float32),
+    }
+    return onnx_models.build(
+        nodes, [("x", TensorProto.FLOAT, ("N", width))], [("score", TensorProto.FLOAT, ("N", 1))], weights
+    )
+
+
+def flip_one_bit(model: bytes, name: str, element: int, bit: int) -> bytes:
+    """The same model but for one bit of one weight."""
+    proto = onnx.load_from_string(model)
+    for initializer in proto.graph.initializer:
+        if initializer.name == name:
+            array = numpy_helper.to_array(initializer).copy()
+            array.reshape(-1).view(np.uint32)[element] ^= np.uint32(1 << bit)
+            initializer.CopyFrom(numpy_helper.from_array(array, name))
+    found: bytes = proto.SerializeToString()
+    assert sum(one != other for one, other in zip(model, found, strict=True)) == 1
+    return found
+
+
+def in_turns(values: Any, rng: np.random.Generator) -> Iterator[list[dict[str, Any]]]:
+    """Requests of a few rows, some of which run together."""
+    at = 0
+    while at < len(values):
+        turn = []
+        for size in rng.choice([1, 1, 1, 2, 3, 17], int(rng.integers(1, 30))).tolist():
+            if at < len(values):
+                turn.append(document(x=values[at : at + size]))
+                at += size
+        yield turn
+
+
+def replay(*flags: str, capsys: pytest.CaptureFixture[str], data: Path, models: Path) -> tuple[int, dict[str, Any]]:
+    code = main(["replay", "m", "--data", str(data), "--models", str(models), "--json", *flags])
+    return code, json.loads(capsys.readouterr().out)
+
+
+class Shop:
+    """A model folder with two versions, and a data folder with what they answered."""
+
+    def __init__(self, root: Path, rows: int = 3000) -> None:
+        self.models, self.data = root / "models", root / "data"
+        self.values = normal(rows, WIDTH, 3)
+        for number in (1, 2):
+            onnx_models.put(self.models, "m", number, regression(number), TOML)
+        self.gateway = Gateway(self.data, *(load(self.models, "m", number) for number in (1, 2)))
+        turns = list(in_turns(self.values, np.random.default_rng(4)))
+        self.gateway.send(turns[: len(turns) // 2], version=1)
+        self.gateway.send(turns[len(turns) // 2 :], version=2)
+
+    def close(self) -> list[Segment]:
+        return self.gateway.close()
+
+
+@pytest.fixture(scope="module")
+def closed(tmp_path_factory: pytest.TempPathFactory) -> Shop:
+    shop = Shop(tmp_path_factory.mktemp("shop"))
+    shop.close()
+    return shop
+
+
+def test_a_hundred_thousand_predictions_are_reproduced_bit_for_bit(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """1. Requests of 1 to 17 rows run alone and together, in runs of many sizes. 2. Replay.
+    Result: all 100,000 rows have the same bits; at another batch size, they have not: the grouping matters.
+    """
+    models, data = tmp_path / "models", tmp_path / "data"
+    onnx_models.put(models, "m", 1, regression(1), TOML)
+    gateway = Gateway(data, load(models, "m", 1))
+    values = normal(100_000, WIDTH, 9)
+    rng = np.random.default_rng(5)
+    turns = [
+        [document(x=values[at : at + size]) for at in range(start, start + 1000, size)]
+        for start in range(0, 100_000, 1000)
+        for size in (int(rng.choice([5, 10, 20, 25, 50])),)
+    ]
+    gateway.send(turns)
+    assert sum(segment.rows() for segment in gateway.close()) == 100_000
+    code, report = replay(capsys=capsys, data=data, models=models)
+    (answers,) = report["answers"]
+    assert (code, report["reproduced"]) == (0, True)
+    assert answers["rows"] == answers["same"] == 100_000
+    assert answers["regrouped"] == 0
+    assert answers["file"] == answers["digest"]
+    assert answers["runs"] > 1000
+
+
+def test_the_version_whose_weights_were_altered_by_one_bit_is_found(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """1. Two versions answer. 2. The last bit of one weight of version 2 is flipped. 3. Replay of all.
+    Result: version 1 is reproduced; version 2 is named as altered, and its answers show it.
+    """
+    shop = Shop(tmp_path)
+    shop.close()
+    onnx_models.put(shop.models, "m", 2, flip_one_bit(regression(2), "w1", 7, 0), TOML)
+    code, report = replay(capsys=capsys, data=shop.data, models=shop.models)
+    one, two = sorted(report["answers"], key=lambda each: each["version"])
+    assert (code, report["reproduced"]) == (1, False)
+    assert one["same"] == one["rows"] > 1000
+    assert one["file"] == one["digest"]
+    assert two["file"] != two["digest"]
+    assert 0 < two["beyond"] == two["rows"] - two["same"]
+    assert 0 < two["outputs"]["score"]["max_abs"] < 1e-5
+    assert two["examples"][0]["logged"] != two["examples"][0]["replayed"]
+    assert main(["replay", "m", "--data", str(shop.data), "--models", str(shop.models)]) == 1
+    words = capsys.readouterr().out
+    assert f"altered: the file of version 2 is {two['file'][:12]}, not the one that answered" in words
+    assert "not reproduced" in words
+
+
+def test_a_bit_that_changes_no_answer_is_found_by_the_digest_alone(
+    closed: Shop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A bias of minus infinity more or less changes nothing, but the file is not the one that answered."""
+    for number in (1, 2):
+        onnx_models.put(tmp_path, "m", number, regression(number), TOML)
+    proto = onnx.load_from_string(regression(1))
+    proto.doc_string = "another file"
+    onnx_models.put(tmp_path, "m", 1, proto.SerializeToString(), TOML)
+    code, report = replay("--version", "1", capsys=capsys, data=closed.data, models=tmp_path)
+    (answers,) = report["answers"]
+    assert answers["same"] == answers["rows"]
+    assert (code, answers["file"] == answers["digest"]) == (1, False)
+
+
+def test_segments_and_the_archive_give_the_same_replay(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shop = Shop(tmp_path, 1200)
+    shop.close()
+    _, before = replay(capsys=capsys, data=shop.data, models=shop.models)
+    keeper = Keeper(Settings(data=shop.data))
+    keeper.step()
+    keeper.step()
+    assert segments(shop.data / "journal") == []
+    code, after = replay(capsys=capsys, data=shop.data, models=shop.models)
+    assert code == 0
+    for report in (before, after):
+        for answers in report["answers"]:
+            answers.pop("run_s")
+    assert after["answers"] == before["answers"]
+    assert after["done"] == before["done"]
+
+
+def test_another_version_is_run_on_the_same_requests_and_judged_by_labels(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shop = Shop(tmp_path, 1500)
+    shop.close()
+    session = load(shop.models, "m", 2).session
+    assert session is not None
+    events = []
+    truth: dict[str, bool] = {}
+    rows = {}
+    for path in segments(shop.data / "journal"):
+        segment = Segment.open(path)
+        if segment.spec.version != 1:
+            continue
+        for row in np.flatnonzero(segment.column("span")[: segment.rows()]).tolist():
+            name = f"{segment.spec.prefix}{row:08x}"
+            rows[name] = segment.inputs["x"][row]
+            # The truth follows version 2, with noise: it must come out better.
+            score = float(session.run({"x": rows[name][None]}, ["score"])[0][0, 0])
+            truth[name] = bool(np.random.default_rng(row).random() < 0.1 + 0.8 * (score > 0.5))
+            about = {"name": "sick", "model": "m", "prediction_id": name, "row": 0, "value": truth[name]}
+            events.append(Event(feedback_id=IdClock.new_id(), received_ns=int(segment.column("time_ns")[row]), **about))
+    log = Log(shop.data / "feedback", 1 << 24, 3600)
+    log.write(events)
+    log.close()
+
+    class Declared:
+        def of(self, model: str) -> dict[str, FeedbackRule]:
+            return {"sick": FeedbackRule(type="boolean")}
+
+        def declaring(self, name: str) -> dict[str, FeedbackRule]:
+            return {"m": FeedbackRule(type="boolean")}
+
+    writer = Writer(dialect.location(shop.data), shop.data, Declared(), SystemClock())
+    while writer.step():
+        pass
+    writer.close()
+    flags = ["--version", "1", "--against", "2", "--label", "sick"]
+    code, report = replay(*flags, capsys=capsys, data=shop.data, models=shop.models)
+    figures = report["figures"]
+    assert code == 1
+    assert report["answers"][0]["beyond"] == report["answers"][0]["rows"] > 500
+    assert figures["logged"]["rows"] == figures["replayed"]["rows"] == len(events)
+    scores = np.array([float(session.run({"x": x[None]}, ["score"])[0][0, 0]) for x in rows.values()])
+    labels = np.array(list(truth.values()))
+    assert figures["replayed"]["brier"] == pytest.approx(np.mean((scores - labels) ** 2), abs=1e-6)
+    assert figures["replayed"]["accuracy"] == pytest.approx(np.mean((scores > 0.5) == labels), abs=2e-3)
+    pairs = (scores[labels][:, None] > scores[~labels]).mean()
+    assert figures["replayed"]["auc"] == pytest.approx(pairs, abs=figures["replayed"]["auc_error"] + 1e-6)
+    assert figures["replayed"]["auc"] > figures["logged"]["auc"] + 0.1
+
+
+def test_a_replay_that_was_stopped_goes_on_where_it_was(
+    closed: Shop, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1. The replay ends after its first source. 2. It is started again with the same report.
+    Result: what was done is not done again, and the report is as if nothing had happened.
+    """
+    path = tmp_path / "report.json"
+    where: dict[str, Any] = {"capsys": capsys, "data": closed.data, "models": closed.models}
+    _, whole = replay(**where)
+    from gateway.replay.replay import Replayer
+
+    source = Replayer._source
+    seen = []
+
+    def stopped(self: Replayer, one: Any, answers: Any) -> None:
+        if len(seen) == 1:
+            raise KeyboardInterrupt
+        seen.append(one.prefix)
+        source(self, one, answers)
+
+    monkeypatch.setattr(Replayer, "_source", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        replay("--report", str(path), **where)
+    half = json.loads(path.read_bytes())
+    assert list(half["done"]) == seen
+    assert (half["complete"], half["reproduced"]) == (False, False)
+    monkeypatch.setattr(Replayer, "_source", source)
+    capsys.readouterr()
+    code, report = replay("--report", str(path), **where)
+    assert code == 0
+    for each in (*whole["answers"], *report["answers"]):
+        each.pop("run_s")
+    assert report["answers"] == whole["answers"]
+    assert report["done"] == whole["done"]
+    assert json.loads(path.read_bytes())["reproduced"] is True
+    assert main(["replay", "m", "--data", str(closed.data), "--report", str(path), "--rtol", "0.1"]) == 2
+    assert "is of another replay than this one" in capsys.readouterr().err
+
+
+def test_a_journal_that_is_still_written_is_replayed_up_to_its_last_whole_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shop = Shop(tmp_path, 600)
+    shop.gateway.journal.tick(0.0)
+    path = tmp_path / "report.json"
+    code, first = replay("--report", str(path), capsys=capsys, data=shop.data, models=shop.models)
+    assert code == 0
+    assert sum(each["rows"] for each in first["answers"]) == 600
+    shop.gateway.send([[document(x=shop.values[:5])], [document(x=shop.values[5:6])]], version=2)
+    shop.close()
+    code, then = replay("--report", str(path), capsys=capsys, data=shop.data, models=shop.models)
+    assert code == 0
+    assert sum(each["rows"] for each in then["answers"]) == sum(each["same"] for each in then["answers"]) == 606
+
+
+def test_requests_of_varying_shapes_are_replayed_as_they_came(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = onnx_models.build(
+        [helper.make_node("ReduceMean", ["x", "axes"], ["y"], keepdims=1)],
+        [("x", TensorProto.FLOAT, ("N", "L"))],
+        [("y", TensorProto.FLOAT, ("N", 1))],
+        {"axes": np.array([1], np.int64)},
+    )
+    models, data = tmp_path / "models", tmp_path / "data"
+    onnx_models.put(models, "m", 1, model, TOML)
+    gateway = Gateway(data, load(models, "m", 1))
+    rng = np.random.default_rng(2)
+    turns = [[document(x=normal(int(rng.integers(1, 4)), int(width), 1)) for width in (5, 5, 7, 900)] for _ in range(9)]
+    gateway.send(turns)
+    assert not gateway.door.errors
+    for segment in gateway.close():
+        archive.write(segment, data / "archive")
+        segment.path.unlink()
+    code, report = replay(capsys=capsys, data=data, models=models)
+    (answers,) = report["answers"]
+    assert code == 0
+    assert answers["rows"] == answers["same"] == 36
+
+
+def test_rows_that_cannot_be_run_are_counted_by_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shop = Shop(tmp_path, 300)
+    for segment in shop.close():
+        archive.write(segment, shop.data / "archive")
+        segment.path.unlink()
+    places = archive.places(shop.data / "archive")
+    stripped = next(place for place in places if place.version == 1)
+    archive.strip(stripped.path)
+    (shop.models / "m" / "2" / "model.onnx").unlink()
+    code, report = replay(capsys=capsys, data=shop.data, models=shop.models)
+    one, two = sorted(report["answers"], key=lambda each: each["version"])
+    assert code == 1
+    assert one["skipped"]["their inputs are not kept"] > 0
+    assert two["rows"] == 0
+    assert two["missing"] == "m version 2 is not in the model folder"
+    assert main(["replay", "nobody", "--data", str(shop.data)]) == 1
+    assert "no predictions of model 'nobody'" in capsys.readouterr().err
+
+
+def test_damage_in_the_journal_and_in_the_archive_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shop = Shop(tmp_path, 300)
+    one, two = shop.close()[:2]
+    data = bytearray(one.path.read_bytes())
+    data[next(column.offset for column in one.spec.columns if column.group == "input") + 1] ^= 1
+    one.path.write_bytes(data)
+    archive.write(two, shop.data / "archive")
+    two.path.unlink()
+    (place,) = archive.places(shop.data / "archive")
+    data = bytearray(place.path.read_bytes())
+    data[len(data) // 2] ^= 4
+    place.path.write_bytes(data)
+    code, report = replay(capsys=capsys, data=shop.data, models=shop.models)
+    assert code == 1
+    assert len(report["damaged"]) == 2
+    assert any("do not fit their checksum" in words for words in report["damaged"])
+    assert any(f"{two.spec.prefix}.parquet cannot be read" in words for words in report["damaged"])
+
+
+def test_strings_and_several_inputs_of_the_flights_example_are_replayed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    models = Path(__file__).parents[2] / "examples"
+    flights = load(models, "flights", 2)
+    gateway = Gateway(tmp_path, flights)
+    rng = np.random.default_rng(0)
+
+    def flight(rows: int) -> dict[str, Any]:
+        cities = np.array([["UA"], ["JFK"], ["FLL"]], object)
+        return document(
+            **{
+                spec.name: cities[rng.integers(0, 3, rows)] if spec.datatype == "BYTES" else normal(rows, 1, rows)
+                for spec in flights.contract.inputs
+            }
+        )
+
+    gateway.send([[flight(int(rows)) for rows in rng.integers(1, 4, 8)] for _ in range(20)], "flights")
+    gateway.close()
+    assert main(["replay", "flights", "--data", str(tmp_path), "--models", str(models)]) == 0
+    assert "reproduced: " in capsys.readouterr().out
+    assert main(["replay", "flights", "--data", str(tmp_path), "--models", str(models), "--against", "1"]) == 1
+    assert "run with version 1" in capsys.readouterr().out
