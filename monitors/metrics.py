@@ -125,5 +125,5 @@ class Collector:
         cpu = CounterMetricFamily("headgate_monitor_cpu_seconds", "Processor time that the monitors took.")
         cpu.add_metric([], self._service.cpu_s)
         lag = GaugeMetricFamily("headgate_monitor_lag_rows", "Rows of the journal that were not read yet.")
-        lag.add_metric([], self._service.lag())
+        lag.add_metric([], self._service.lag)
         yield from (cpu, lag)

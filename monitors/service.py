@@ -63,8 +63,11 @@ class Service:
         self._saved_at = float("-inf")
         self._ignored: set[Key] = set()
         self.watchers: dict[Key, Watcher] = {}
+        self._finished: frozenset[str] = frozenset()
         self.cpu_s = 0.0
         self.rows = 0
+        self.lag = 0
+        """Rows that waited when it last looked."""
 
     # -- the thread
 
@@ -109,8 +112,15 @@ class Service:
         for alarm in raised:
             log.warning(alarm.sentence, extra={"event": "alarm", "alarm": alarm.id, "kind": alarm.kind})
             self._notify(alarm)
+        self.lag = sum(self._tail.waiting(prefix) for prefixes in groups.values() for prefix in prefixes)
         if time.monotonic() - self._saved_at >= CHECKPOINT_S or raised:
             self.checkpoint()
+            self._finished = frozenset(
+                prefix
+                for key, prefixes in groups.items()
+                for prefix in prefixes
+                if key in self._ignored or (not self._is_learning(key) and self._tail.is_done(prefix))
+            )
         self.cpu_s += time.thread_time() - began
         return raised
 
@@ -155,6 +165,11 @@ class Service:
         self.watchers[key] = watcher
         return watcher
 
+    def _is_learning(self, key: Key) -> bool:
+        """While a baseline is learned, rows are read again after a restart: their segments must stay."""
+        watcher = self.watchers.get(key)
+        return watcher is None or watcher.baseline is None
+
     def forget(self, key: Key) -> None:
         """Look at a version anew: its rule or its baseline has changed."""
         self.checkpoint()
@@ -196,17 +211,9 @@ class Service:
         with self._lock:
             return {key: look(watcher) for key, watcher in sorted(self.watchers.items())}
 
-    def lag(self) -> int:
-        """Rows that wait to be read."""
-        return sum(self._tail.waiting(prefix) for prefix in list(self._tail.specs()))
-
     def has_read(self, prefix: str) -> bool:
-        """Whether a segment may be removed: nothing of it is unread, or nobody watches its version."""
-        spec = self._tail.specs().get(prefix)
-        if spec is None or (spec.model, spec.version) in self._ignored:
-            return True
-        watcher = self.watchers.get((spec.model, spec.version))
-        return watcher is not None and watcher.baseline is not None and self._tail.is_done(prefix)
+        """Whether a sealed segment may be removed: all of it was read, and what was read is remembered."""
+        return prefix in self._finished
 
     def _path(self, key: Key) -> Path:
         return self._folder / f"{key[0]}.{key[1]}.state"

@@ -10,6 +10,7 @@ from gateway import state
 from gateway.control.chores import Chore, Chores, recover_journal
 from gateway.control.monitoring import Monitoring
 from gateway.feedback.declarations import Declarations
+from gateway.journal.keeper import Keeper
 from gateway.ledger import dialect
 from gateway.ledger.service import Service as Ledger
 from gateway.settings import Settings
@@ -18,6 +19,9 @@ from monitors.metrics import Collector
 
 RECOVER_S = 1.0
 """How often it is looked whether a worker died and left segments open."""
+
+KEEP_S = 10.0
+"""How often sealed segments are archived, and what is too old or too much removed."""
 
 
 class Aside:
@@ -28,7 +32,12 @@ class Aside:
         count = partial(state.count_journal, counters)
         self.monitoring = Monitoring(settings) if settings.monitors else None
         self.ledger = Ledger(dialect.location(settings.data), settings.data, Declarations(settings.models))
-        self._chores = Chores(Chore("recover", RECOVER_S, lambda: recover_journal(journal, count)))
+        is_read = self.monitoring.service.has_read if self.monitoring is not None else lambda prefix: True
+        keeper = Keeper(settings, is_read)
+        self._chores = Chores(
+            Chore("recover", RECOVER_S, lambda: recover_journal(journal, count)),
+            Chore("keep", KEEP_S, lambda: keeper.step(self._chores.is_stopping)),
+        )
 
     def start(self) -> None:
         """Begin; returns at once."""

@@ -45,6 +45,10 @@ class Chores:
         self._stop.set()
         self._thread.join(timeout_s)
 
+    def is_stopping(self) -> bool:
+        """Whether a chore that takes long should end."""
+        return self._stop.is_set()
+
     def _run(self) -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
         while not self._stop.is_set():

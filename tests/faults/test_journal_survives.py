@@ -102,7 +102,7 @@ def test_every_answered_prediction_is_found_after_any_process_was_killed(
     tmp_path: Path, start_server: Callable[..., Server], flush: str
 ) -> None:
     put(tmp_path / "models", "echo", 1, identity(), "[monitor]\nlearn_rows = 200\nblock_s = 1\n")
-    server = start_server(tmp_path / "models", "--workers", "2", "--journal-flush", flush)
+    server = start_server(tmp_path / "models", "--workers", "2", "--journal-flush", flush, "--no-journal-archive")
     data = tmp_path / "server0" / "data"
     clients = Clients(server)
     try:
