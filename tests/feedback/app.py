@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -180,3 +181,16 @@ class Desk:
         """Counters of feedback by (model, name, status)."""
         named = self.counters.snapshot().named
         return {name[1:]: count for name, count in named.items() if name[0] == "feedback" and count}
+
+
+UNKNOWN = "00000000-0000-0000-0000-000000000000"
+
+
+def late(prediction: str, **more: Any) -> dict[str, Any]:
+    """An event of a name that both models declare."""
+    return {"prediction_id": prediction, "name": "late", "value": True, **more}
+
+
+def post(desk: Desk, document: object, key: str = "") -> Reply:
+    """``POST /v1/feedback`` on a loop of its own."""
+    return asyncio.run(desk.post(document, key))
