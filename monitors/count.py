@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -125,6 +125,16 @@ class Vocabulary:
             else:
                 counts[OTHER if self._others and hashed(key) in self._others else UNSEEN] += times
         return counts
+
+
+def looked_up(values: Array, places: Mapping[str, int], other: int) -> Counts:
+    """The place of each of (n,) values by its text, int64 (n,); `other` where it has none or is missing."""
+    items = values.tolist()
+    try:
+        found = {value: places.get(text_of(value) or "", other) for value in set(items)}
+        return np.array([found[value] for value in items], dtype=np.int64)
+    except TypeError:  # something unhashable in an object array
+        return np.array([places.get(text_of(value) or "", other) for value in items], dtype=np.int64)
 
 
 def tallied(values: Array) -> Counter[object]:

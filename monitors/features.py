@@ -20,7 +20,7 @@ import msgspec
 import numpy as np
 
 from monitors.baseline.layout import Category, Layout, Numeric
-from monitors.count import as_floats, text_of
+from monitors.count import as_floats, looked_up, text_of
 from monitors.types import Array, Columns, Counts, Floats
 
 FREQUENCIES = 64
@@ -94,8 +94,7 @@ class Joint:
                 number += 1
             else:
                 if values is not None:
-                    own = {value: at for at, value in enumerate(feature.values)}
-                    known = np.array([own.get(text_of(value) or "", feature.bins) for value in values.tolist()])
+                    known = looked_up(values, {value: at for at, value in enumerate(feature.values)}, feature.bins)
                     rows[np.arange(len(rows)), place + known] = 1.0
                 place += feature.bins + 1
         return rows
