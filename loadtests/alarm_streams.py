@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as parquet
+from scipy.spatial.distance import jensenshannon
 from scipy.stats import ks_2samp, wasserstein_distance
 
 from monitors.baseline.build import Arrays, build
@@ -180,22 +181,39 @@ def _first_label_alarm(score: Floats, y: Counts, errors: Floats, checked: slice)
 
 
 def fixed_rules(reference: Mapping[str, Array], columns: Mapping[str, Array], chunk: int) -> dict[str, tuple[int, int]]:
-    """(chunks with an alarm on any number, chunks) for two rules of thumb.
+    """(chunks with an alarm on any number, chunks) for three rules of thumb, computed here and not by the tools.
 
     "W1": the Wasserstein distance over the baseline's standard deviation is 0.1 or more, which is Evidently's default
-    for numbers in baselines above 1,000 rows; "KS": the two-sample test has p < 0.05, its default below that.
+    for numbers in baselines above 1,000 rows; "KS": the two-sample test has p < 0.05, its default below that. "JS": the
+    Jensen-Shannon distance on Doane's bins is above mean and three standard deviations of the baseline's own chunks,
+    which is NannyML's default.
     """
     numbers = {name: values for name, values in reference.items() if values.dtype.kind in "fiu"}
     known = {name: values[np.isfinite(values)].astype(float) for name, values in numbers.items()}
+    bins = {name: np.histogram_bin_edges(values, "doane")[1:-1] for name, values in known.items()}
+    limits = {name: _js_limit(numbers[name], known[name], bins[name], chunk) for name in known}
     total = len(next(iter(columns.values()))) // chunk
-    hits = {"W1": 0, "KS": 0}
+    hits = {"W1": 0, "KS": 0, "JS": 0}
     for each in range(total):
-        told: dict[str, Any] = {"W1": False, "KS": False}
+        told: dict[str, Any] = dict.fromkeys(hits, False)
         for name, values in known.items():
             now = columns[name][each * chunk : (each + 1) * chunk].astype(float)
             now = now[np.isfinite(now)]
             if len(now):
                 told["W1"] |= wasserstein_distance(values, now) >= 0.1 * max(values.std(), 1e-3)
                 told["KS"] |= ks_2samp(values, now, method="asymp").pvalue < 0.05
+                told["JS"] |= _js(values, now, bins[name]) > limits[name]
         hits = {rule: hits[rule] + bool(told[rule]) for rule in hits}
     return {rule: (hits[rule], total) for rule in hits}
+
+
+def _js(known: Floats, now: Floats, inner: Floats) -> float:
+    """Jensen-Shannon distance, base 2, on bins between these inner edges."""
+    counts = (np.bincount(np.searchsorted(inner, x), minlength=len(inner) + 1) for x in (known, now))
+    return float(jensenshannon(*counts, base=2))
+
+
+def _js_limit(values: Array, known: Floats, inner: Floats, chunk: int) -> float:
+    chunks = [values[first : first + chunk].astype(float) for first in range(0, len(values) - chunk + 1, chunk)]
+    own = [_js(known, each[np.isfinite(each)], inner) for each in chunks if np.isfinite(each).any()]
+    return float(np.mean(own) + 3 * np.std(own)) if own else np.inf
