@@ -11,8 +11,8 @@ import numpy as np
 
 from monitors.types import Array, Counts
 
-LIMIT = 1 << 31  # |k| is held to it: sums of 2**32 values fit into 64 bits
-ROWS = 1 << 32
+LIMIT = 1 << 31  # |k| is held to it: sums of 2**31 such values fit into 64 bits, and of far more that are smaller
+FULL = 1 << 62
 _FAR = float(1 << 62)
 _WIDTH = 16  # bytes of a sum of squares in a serialised state
 

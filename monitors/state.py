@@ -88,9 +88,15 @@ class State:
         self.held[places] += tally.held
         self.sums[places] += tally.sums
         self.squares[places] += tally.squares
+        self._check()
+
+    def _check(self) -> None:
+        """Sums near the end of 64 bits would wrap unseen; a state that is that full has to be begun anew."""
+        if self.sums.size and int(np.abs(self.sums).max()) >= fixed.FULL:
+            raise OverflowError(f"a state of {self.rows} rows is full")
 
     def merge(self, other: State) -> None:
-        """Add the counts of another state of the same layout."""
+        """Add the counts of another state of the same layout. Raises OverflowError beyond 2**31 rows at the limit."""
         if other.layout.digest != self.layout.digest:
             raise ValueError("states of two different baselines cannot be merged")
         self.rows += other.rows
@@ -101,6 +107,7 @@ class State:
         self.absent += other.absent
         self.sums += other.sums
         self.squares = self.squares + other.squares
+        self._check()
 
     def subtract(self, other: State) -> None:
         """Take away the counts of a state that was merged before: a sliding window drops its oldest pane."""

@@ -312,3 +312,12 @@ def test_the_same_values_freeze_to_the_same_bins_with_either_zero() -> None:
     ones = numeric("x", "feature", np.array([-0.0, -0.0, 1.5, 2.5]), -0.0, 2.5, False)
     others = numeric("x", "feature", np.array([0.0, 0.0, 1.5, 2.5]), 0.0, 2.5, False)
     assert repr(ones) == repr(others)
+
+
+def test_a_state_that_is_full_says_so_before_its_sums_wrap() -> None:
+    state = State(layout_of(x=KINDS["heavy"]))
+    state.update(columns(x=np.full(4096, 1e300)))
+    assert state.held[0] == 4096
+    with pytest.raises(OverflowError, match="full"):  # noqa: PT012
+        for _ in range(40):
+            state.merge(state.copy())
