@@ -75,7 +75,8 @@ def difference(got: Array, logged: Array, tolerance: Tolerance) -> tuple[Differe
     right = logged[bits].reshape(found.differing, -1).astype(np.float64)
     with np.errstate(invalid="ignore", over="ignore"):
         away = np.abs(left - right)
-        near = (away <= tolerance.atol + tolerance.rtol * np.abs(right)) | (left == right)
+        near = (away <= tolerance.atol + tolerance.rtol * np.abs(right)) & np.isfinite(right)
+        near |= left == right
         near |= np.isnan(left) & np.isnan(right)
     finite = away[np.isfinite(away)]
     found.max_abs = float(finite.max(initial=0.0))

@@ -16,10 +16,13 @@ _LEAST = 1e-15
 class Quality(msgspec.Struct):
     """Sums over `rows` labelled rows. Of a score in [0, 1] and a boolean: Brier score, log loss, accuracy at 0.5, and
     the area under the ROC curve; of numbers: mean absolute and squared error; of classes: accuracy alone.
+
+    Means are over the `judged` rows, whose answers are finite; an answer that is not is never right.
     """
 
     kind: str
     rows: int = 0
+    judged: int = 0
     right: int = 0
     squared: float = 0.0
     absolute: float = 0.0
@@ -28,12 +31,14 @@ class Quality(msgspec.Struct):
     negatives: dict[int, int] = {}
 
     def add(self, truth: Array, answer: Array) -> None:
-        """Take rows in: labels and answers, (rows,). Rows whose answer is not finite count as rows alone."""
+        """Take rows in: labels and answers, (rows,)."""
         self.rows += len(truth)
         if self.kind == "class":
             self.right += int((truth == answer).sum())
+            self.judged += len(truth)
             return
         finite = np.isfinite(answer)
+        self.judged += int(finite.sum())
         truth = truth[finite].astype(np.float64)
         answer = answer[finite].astype(np.float64)
         self.squared += float(((answer - truth) ** 2).sum())
@@ -49,19 +54,21 @@ class Quality(msgspec.Struct):
                     counts[at] = counts.get(at, 0) + count
 
     def result(self) -> dict[str, float]:
-        """The figures, each over all rows; `auc_error` bounds how far binning may have moved `auc`."""
+        """The figures; `auc_error` bounds how far binning may have moved `auc`."""
         if not self.rows:
             return {"rows": 0}
         found: dict[str, float] = {"rows": self.rows}
+        if self.judged < self.rows:
+            found["nonfinite"] = self.rows - self.judged
         if self.kind in ("class", "boolean"):
             found["accuracy"] = self.right / self.rows
         if self.kind == "boolean":
-            found["brier"] = self.squared / self.rows
-            found["log_loss"] = self.log_loss / self.rows
+            found["brier"] = self.squared / max(1, self.judged)
+            found["log_loss"] = self.log_loss / max(1, self.judged)
             found |= _area(self.positives, self.negatives)
         if self.kind == "number":
-            found["mean_absolute_error"] = self.absolute / self.rows
-            found["root_mean_squared_error"] = float(np.sqrt(self.squared / self.rows))
+            found["mean_absolute_error"] = self.absolute / max(1, self.judged)
+            found["root_mean_squared_error"] = float(np.sqrt(self.squared / max(1, self.judged)))
         return found
 
 
