@@ -39,7 +39,10 @@ class Outcome(NamedTuple):
 
 
 class Engine:
-    """Belongs to the loop's thread, but for `execute`, which may run in the engine's own thread, one at a time."""
+    """Belongs to the loop's thread, but for `execute`, which may run in the engine's own thread, one at a time.
+
+    `behind`: what waits did not fit into a turn, so that a call that comes now has to wait.
+    """
 
     def __init__(self, servable: Servable, limits: Limits, journal: Journal | None = None) -> None:
         config, report = servable.config, servable.report
@@ -64,6 +67,7 @@ class Engine:
         self.joins = servable.contract.batched
         self.scheduled = False
         self.running: Batch | None = None
+        self.behind = False
         self.running_until_ns = 0
         self._inputs = tuple(spec.name for spec in servable.contract.inputs)
         self._thread: ThreadPoolExecutor | None = None
@@ -81,11 +85,14 @@ class Engine:
         if self._thread is not None:
             self._thread.shutdown(wait=False)
 
+    @property
+    def is_busy(self) -> bool:
+        """True where a call that comes now has to wait for others."""
+        return self.behind or self.running is not None
+
     def wait_s(self, now_ns: int) -> float:
         """Expected seconds until a call that comes now would begin to run."""
-        if self.running is None:
-            return 0.0
-        left = max(0.0, (self.running_until_ns - now_ns) / 1e9)
+        left = max(0.0, (self.running_until_ns - now_ns) / 1e9) if self.running is not None else 0.0
         rows = self.batcher.rows
         best = self.cost.best_rows(self.max_rows)
         return left + rows * self.cost.a + -(-rows // best) * self.cost.b

@@ -91,7 +91,7 @@ class Pipeline:
             raise
         engine = self._engines.get(servable) or self._engine(servable)
         try:
-            wait_s = engine.wait_s(arrived_ns) if engine.running is not None else 0.0
+            wait_s = engine.wait_s(arrived_ns) if engine.behind or engine.running is not None else 0.0
             self.admission.admit(servable.model, servable.in_flight, wait_s, key)
         except HeadgateError as error:
             now_ns = time.monotonic_ns()
@@ -134,7 +134,7 @@ class Pipeline:
             call.decode_ns = call.decoded_ns - began_ns
             if call.decoded_ns > call.deadline_ns:
                 raise DeadlineExceeded("the deadline passed before the request could run")
-            if engine.running is not None:
+            if engine.behind or engine.running is not None:
                 self._refuse_late(engine, call)
         except HeadgateError as error:
             self.refuse(call, error)
@@ -243,15 +243,18 @@ class Pipeline:
                 self._record_end(call, None, time.monotonic_ns())
                 self._end(call)
             if batch is None:
-                return
+                break
             expected_s = engine.cost.expect_s(batch.rows)
             if expected_s >= engine.inline_s:
                 self._run_apart(engine, batch, expected_s)
                 return
             self._deliver(engine, batch, engine.execute(batch))
             if engine.batcher and time.monotonic_ns() - began_ns > TURN_NS:
+                engine.behind = True
                 self._schedule(engine)
+                self._sweep_soon()
                 return
+        engine.behind = False
 
     def _run_apart(self, engine: Engine, batch: Batch, expected_s: float) -> None:
         loop = asyncio.get_running_loop()
@@ -259,19 +262,22 @@ class Pipeline:
         engine.running_until_ns = time.monotonic_ns() + int(expected_s * 1e9)
         future = engine.thread.submit(engine.execute, batch)
         future.add_done_callback(lambda done: loop.call_soon_threadsafe(self._ran_apart, engine, batch, done.result()))
-        if not self._sweeping:
-            self._sweeping = True
-            loop.call_later(SWEEP_S, self._sweep)
+        self._sweep_soon()
 
     def _ran_apart(self, engine: Engine, batch: Batch, outcome: Outcome) -> None:
         engine.running = None
         self._deliver(engine, batch, outcome)
         self._advance(engine)
 
+    def _sweep_soon(self) -> None:
+        if not self._sweeping:
+            self._sweeping = True
+            asyncio.get_running_loop().call_later(SWEEP_S, self._sweep)
+
     def _sweep(self) -> None:
-        """Answer calls whose deadline passed behind or inside a long run."""
+        """Answer calls whose deadline passed behind others or inside a long run."""
         now_ns = time.monotonic_ns()
-        busy = [engine for engine in self._engines.values() if engine.running is not None]
+        busy = [engine for engine in self._engines.values() if engine.is_busy]
         for engine in busy:
             running = engine.running.calls if engine.running is not None else []
             for call in (*running, *engine.batcher.waiting()):
@@ -359,6 +365,9 @@ class Pipeline:
             self._end(call)
 
     def _failed(self, call: Call, error: Exception) -> None:
+        if isinstance(error, HeadgateError):
+            self._finish_failed(call, error)
+            return
         servable = call.servable
         facts = {"model": servable.model, "version": servable.version, "request_id": call.name()}
         log.error("model failed", extra={"event": "model-failed", **facts, "reason": str(error)})
