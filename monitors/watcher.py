@@ -35,7 +35,7 @@ class Rule(msgspec.Struct, frozen=True):
     alarm_budget: str = "1 per model-year"
     tolerance: float = 0.02
     window_s: float = 86_400.0
-    block_s: float = 60.0
+    block_s: float = 300.0
     learn_rows: int = 5000
 
 

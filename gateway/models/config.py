@@ -60,7 +60,7 @@ class MonitorRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ] = "1 per model-year"
     tolerance: Annotated[float, Meta(ge=0, le=10)] = 0.02
     window_s: Annotated[float, Meta(ge=60, le=31_557_600)] = 86_400.0
-    block_s: Annotated[float, Meta(ge=1, le=86_400)] = 60.0
+    block_s: Annotated[float, Meta(ge=1, le=86_400)] = 300.0
     learn_rows: Annotated[int, Meta(ge=100, le=10_000_000)] = 5000
 
 
