@@ -15,6 +15,7 @@ from monitors.gather import as_matrix, contiguous
 from monitors.types import Array, Counts
 
 BLOCK = 1 << 18  # values counted at a time: the scratch arrays then lie in the caches
+_MANY = 64  # one value in so many outside the grid is many
 
 
 class GridTable:
@@ -57,6 +58,7 @@ class GridTable:
         coarse = bool((self.exponent > 0).any())
         whole = self.integral.any()
         table = np.zeros(features * self.width, dtype=np.int64)
+        missing = np.zeros(features, dtype=np.int64)
         outside: list[tuple[Array, Array]] = []
         size = (features, min(step, rows)) if matrix is None else (min(step, rows), features)
         raw, kept = np.empty(size, dtype), np.empty(size, dtype)
@@ -84,13 +86,22 @@ class GridTable:
                 if whole:
                     out |= (x != y) & self.integral.reshape(shape)
                 np.add(x, place, out=k, casting="unsafe")
-                found = np.flatnonzero(out)
                 table += np.bincount(k.reshape(-1), minlength=len(table))
+                if np.count_nonzero(out) > block.size // _MANY:
+                    # Missing values wait in the cell of the least one; many of them are counted by column.
+                    empty = np.isnan(block)
+                    times = empty.sum(axis=1 if matrix is None else 0)
+                    missing += times
+                    table[(np.floor(low) + place).astype(np.int64).reshape(-1)] -= times
+                    out &= ~empty
+                found = np.flatnonzero(out)
                 if len(found):
                     np.subtract.at(table, k.reshape(-1)[found], 1)
                     at = np.unravel_index(found, out.shape)
                     outside.append((at[0] if matrix is None else at[1], block[at]))
-        return self._tally(table.reshape(features, self.width), outside)
+        tally = self._tally(table.reshape(features, self.width), outside)
+        tally.counts[:, MISSING] += missing
+        return tally
 
     def _limits(self, dtype: np.dtype[Any]) -> tuple[Array, Array]:
         """The least and greatest of `dtype`, in cells, that are in a cell and surely within the baseline's range."""

@@ -147,9 +147,13 @@ def test_taking_a_part_away_undoes_its_merge() -> None:
     assert first.to_bytes() == alone
 
 
-def test_a_matrix_by_rows_by_columns_and_separate_columns_count_alike() -> None:
+@pytest.mark.parametrize("missing", [0.0, 0.01, 0.4])
+def test_a_matrix_by_rows_by_columns_and_separate_columns_count_alike(missing: float) -> None:
     matrix = RNG.normal(size=(5000, 40)).astype(np.float32)
-    matrix[RNG.random(matrix.shape) < 0.01] = math.nan
+    matrix[:, 3] = RNG.integers(0, 5, 5000)
+    matrix[:, 4:8] *= 1e6
+    matrix[:, 11] = np.exp(matrix[:, 11] * 4)
+    matrix[RNG.random(matrix.shape) < missing] = math.nan
     names = [f"f{place}" for place in range(40)]
     layout = layout_of(**{name: matrix[:, place] for place, name in enumerate(names)})
     ways = (matrix, np.asfortranarray(matrix), matrix.astype(np.float64), np.repeat(matrix, 2, axis=1)[:, ::2])
@@ -158,6 +162,12 @@ def test_a_matrix_by_rows_by_columns_and_separate_columns_count_alike() -> None:
         state = State(layout)
         state.update(columns(**{name: way[:, place] for place, name in enumerate(names)}))
         found.add(state.to_bytes())
+        for row, feature in enumerate(layout.features):
+            assert isinstance(feature, Numeric)
+            counts = by_hand(feature, matrix[:300, row], layout.shape[1])
+            part = State(layout)
+            part.update(columns(**{name: way[:300, place] for place, name in enumerate(names)}))
+            assert part.counts[row].tolist() == counts.tolist()
     assert len(found) == 1
 
 
