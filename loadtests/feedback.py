@@ -1,7 +1,8 @@
 """How much feedback one worker on one core acknowledges per second, each event on disk before its answer.
 
 ``python -m loadtests.feedback``. Every event has an idempotency key of its own and is about a prediction that the
-server has made. After each run the logs are read: what was answered must be there, once. Exit codes: 0 it holds
+server has made, hardly ever one that has a label already. After each run the logs are read: what was answered must be
+there, once. The control process shares the core and folds the events into the ledger meanwhile. Exit codes: 0 it holds
 HOLD_PER_S, 1 it does not or an event is missing, 2 it cannot run here.
 """
 
@@ -28,7 +29,9 @@ from loadtests.processes import ROOT, Cores, Server, choose_cores, cpu_s, pinned
 
 HOLD_PER_S = 5000
 CLIENTS = 64
-PREDICTIONS = 1000
+REQUESTS, ROWS = 200, 1000
+"""Predictions to give feedback about: so many that hardly one gets two labels, as it is with users."""
+
 SCRIPT = Path(__file__).with_name("feedback.lua")
 DECLARATION = '\n[feedback.late]\ntype = "boolean"\n'
 
@@ -78,7 +81,7 @@ class Bench:
         self.server = Server("feedback", command, cores.server, scratch / "log")
         try:
             wait_ready(self.server, ["tiny"])
-            self._ids.write_text("\n".join(predict(self.server, PREDICTIONS)) + "\n")
+            self._ids.write_text("\n".join(predict(self.server)) + "\n")
         except BaseException:
             self.server.stop()
             raise
@@ -126,14 +129,16 @@ class Bench:
         return len(seen)
 
 
-def predict(server: Server, count: int) -> list[str]:
-    """Make predictions; returns their ids."""
-    row = {"inputs": [{"name": "x", "shape": [1, 30], "datatype": "FP32", "data": [0.5] * 30}]}
+def predict(server: Server) -> list[str]:
+    """Make predictions; returns their ids, ``id#row`` each."""
+    tensor = {"name": "x", "shape": [ROWS, 30], "datatype": "FP32", "data": [0.5] * (30 * ROWS)}
+    body = json.dumps({"inputs": [tensor]})
     found: list[str] = []
     with closing(http.client.HTTPConnection(*server.address, timeout=30)) as link:
-        for _ in range(count):
-            link.request("POST", "/v2/models/tiny/infer", json.dumps(row))
-            found.append(str(json.loads(link.getresponse().read())["parameters"]["prediction_id"]))
+        for _ in range(REQUESTS):
+            link.request("POST", "/v2/models/tiny/infer", body)
+            name = json.loads(link.getresponse().read())["parameters"]["prediction_id"]
+            found += [f"{name}#{row}" for row in range(ROWS)]
     return found
 
 
