@@ -142,7 +142,9 @@ def test_files_that_are_no_tables_and_empty_tables_are_refused(tmp_path: Path) -
 
 def test_a_csv_whose_later_rows_have_another_type_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "train.csv"
-    path.write_text("x,y\n" + "1,2\n" * 1_500_000 + "one,2\n")
+    names = ",".join(f"column{place}" for place in range(50))
+    ordinary = ",".join(["1234567890"] * 50)
+    path.write_text(f"{names}\n" + f"{ordinary}\n" * 8000 + "one" + ",2" * 49 + "\n")
     with pytest.raises(ValueError, match="cannot be read"):
         build(TableFile(path))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,11 @@ def columns(outputs: Mapping[str, Array] | None = None, /, **features: Array) ->
 
 def layout_of(**features: Array) -> Layout:
     return build(Arrays(features)).layout
+
+
+@cache
+def layout_of_kind(kind: str) -> Layout:
+    return layout_of(x=KINDS[kind])
 
 
 def by_hand(feature: Numeric, values: Array, bins: int) -> Array:
@@ -87,7 +93,7 @@ def test_numbers_are_counted_as_by_hand_whatever_their_distribution_was(kind: st
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_the_grid_and_the_comparison_with_every_edge_count_alike(kind: str, data: st.DataObject) -> None:
-    layout = layout_of(x=KINDS[kind])
+    layout = layout_of_kind(kind)
     fast = layout.features[0]
     assert isinstance(fast, Numeric)
     assert fast.grid is not None
