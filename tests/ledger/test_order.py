@@ -46,7 +46,7 @@ def histories(draw: st.DrawFn) -> list[Event]:
         facts = {
             "name": name,
             "value": draw(st.booleans()) if name == "late" else draw(st.integers(1, 3)),
-            "prediction_id": draw(st.sampled_from([*NAMES, UNKNOWN])),
+            "prediction_id": draw(st.sampled_from([NAMES[0], NAMES[0], NAMES[0], *NAMES, UNKNOWN])),
             "source": draw(st.sampled_from(["towers", "crew", "airline"])),
             "received_ns": START + draw(st.integers(-5, 0)) * SECOND,
             "link": draw(st.sampled_from(["", "", "", "link"])),
