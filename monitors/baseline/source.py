@@ -207,8 +207,6 @@ def _sentence(error: Exception) -> str:
 
 
 def _arrow() -> Any:
-    try:
-        import pyarrow
-    except ImportError as error:
-        raise ValueError("reading Parquet or CSV needs pyarrow: install headgate[archive]") from error
+    import pyarrow  # takes a second, and nothing but building a baseline needs it here
+
     return pyarrow
