@@ -18,7 +18,7 @@ from gateway.types import Array
 CHUNK_BYTES = 32 << 20
 CHUNK_ROWS = 1 << 16
 
-_KNOWN = frozenset({"row", "n", "inputs", "outputs", "notes", "digest", "summary", "samples", "code"})
+_KNOWN = frozenset({"row", "n", "inputs", "outputs", "notes", "digest", "summary", "samples", "code", "only"})
 _REFUSED = frozenset({"refused", "status", "message", "time_ns", "latency_ns", "request_id"})
 
 
@@ -160,6 +160,9 @@ class _Piece:
                     texts["code"][at] = frame["code"]
             for slot, *names in frame.get("notes", ()):
                 index = slot - self.start
+                if not 0 <= index < len(self.counts) or not len(places):
+                    self._beside(offset, "notes", [slot, *names])
+                    continue
                 rows = int(self.counts[index])
                 if self.meta["form"][index] != Form.FRAME:
                     rows = int(self.counts[index : index + int(self.meta["span"][index])].sum())
@@ -173,6 +176,12 @@ class _Piece:
                 self.extra.setdefault(int(places[0]), {}).update(others)
         for name in some:
             found[name] = pa.array(texts[name], pa.string())
+
+    def _beside(self, offset: int, name: str, value: Any) -> None:
+        """Keep what belongs to no row of this piece with the first row of its frame."""
+        first = int(self.frames[offset]["row"]) - self.start
+        place = int(self.begin[first]) if 0 <= first < len(self.begin) else 0
+        self.extra.setdefault(place, {}).setdefault(name, []).append(value)
 
     def _framed(self, tensor: Tensor) -> Iterator[tuple[Array, Array]]:
         """Values that frames hold for a tensor: (their places in the table, an array with one entry for each)."""
@@ -203,6 +212,9 @@ class _Piece:
         """A tensor whose values lie in the segment, but for those rows that have them in a frame."""
         values = self.take(self._columns(tensor.group)[tensor.name])
         none = loose.copy() if tensor.group == "input" else loose | (self.meta["batch"] == 0)[self.at]
+        for offset, frame in self.frames.items():
+            if tensor.group == "output" and tensor.name not in frame.get("only", (tensor.name,)):
+                none[self._own(offset, frame)[1]] = True
         owned = False
         for places, array in self._framed(tensor):
             if array.shape[1:] != tensor.shape or array.dtype != values.dtype:

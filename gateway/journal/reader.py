@@ -165,7 +165,8 @@ class Segment:
         outputs: dict[str, Any] = {}
         if not loose:
             inputs = {name: array[at] for name, array in self.inputs.items()}
-            outputs = {name: array[at] for name, array in self.outputs.items()}
+            only = frame.get("only", self.outputs)
+            outputs = {name: array[at] for name, array in self.outputs.items() if name in only}
         for group, values in (("inputs", inputs), ("outputs", outputs)):
             first = 0 if loose else int(frame.get("row", row))
             for name, value in tensors(frame.get(group, {})).items():

@@ -187,7 +187,7 @@ class Recorder:
         start, stop = block.base + calls[0].row, block.base + calls[-1].row + calls[-1].rows
         count = stop - start
         columns = segment.targets.get(names) or self._targets(segment, names)
-        plain = True
+        plain = len(names) == len(self.outputs)
         for column, array in zip(columns, arrays, strict=True):
             if column is not None and array.size == count * column.width:
                 column.array[start:stop] = array
@@ -251,7 +251,7 @@ class Recorder:
         rows = slice(row, row + (1 if block is None else call.rows))
         self._time(segment, row, call, rows.stop - rows.start, now_ns, wall_ns, 0)
         frame: dict[str, Any] = {"row": row, "n": call.rows, "code": code}
-        note(frame, [call], row)
+        note(frame, [call], row if block is None else block.base)
         if block is None:
             segment.form[row] = Form.FRAME
             frame["inputs"] = self._contents.whole(self.inputs, call.arrays or {}, call, always=True)
@@ -334,6 +334,9 @@ class Recorder:
     ) -> None:
         """The frame of a batch: strings, ids, digests, samples; and the columns of what was redacted."""
         frame: dict[str, Any] = {"row": start, "n": stop - start}
+        if len(names) < len(self.outputs):
+            # Nobody asked for the others, so they were not computed: what stands in their columns means nothing.
+            frame["only"] = list(names)
         note(frame, noted, block.base)
         for call in noted:
             if call.key:

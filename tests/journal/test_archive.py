@@ -157,6 +157,7 @@ def test_what_failed_or_was_refused_or_called_something_is_in_the_archive_too(tm
     assert called["key"] == locator.find(gateway.ids[0]).key  # type: ignore[union-attr]
     failed = table[table["status"] == 500].iloc[0]
     assert (failed["code"], failed["output_y"]) == ("model-failed", None)
+    assert failed["request_id"] == failed["prediction_id"] != gateway.ids[0]
     assert failed["input_x"].tolist() == [666, 666, 666]
     refused = table[table["status"] == 400].iloc[0]
     assert pd.isna(refused["prediction_id"])
@@ -164,6 +165,21 @@ def test_what_failed_or_was_refused_or_called_something_is_in_the_archive_too(tm
     record = locator.record(gateway.ids[0])
     assert record is not None
     assert record.frame["notes"] == [[0, "r9", "order-7", ""]]
+
+
+def test_an_output_that_nobody_asked_for_has_no_value(tmp_path: Path) -> None:
+    outputs = (TensorSpec("y", "FP32", (-1, 3)), TensorSpec("z", "FP32", (-1, 3)))
+    gateway = Gateway(tmp_path, with_rules(Contract(PLAIN.inputs, outputs, batched=True)))
+    one, two = document(x=normal(1, 3)), document(x=normal(1, 3, 2))
+    # Of a run, every output is there that any of its requests asked for.
+    gateway.send([[one | {"outputs": [{"name": "z"}]}], [one, two | {"outputs": [{"name": "z"}]}], [two]])
+    assert not gateway.door.errors
+    segments = gateway.close()
+    before = [Locator(tmp_path).record(name) for name in gateway.ids]
+    locator = moved(tmp_path, segments)
+    after = [locator.record(name) for name in gateway.ids]
+    for found in (before, after):
+        assert [set(each.outputs) for each in found if each] == [{"z"}, {"y", "z"}, {"y", "z"}, {"y", "z"}]
 
 
 def test_what_is_not_kept_whole_is_archived_as_it_is_kept(tmp_path: Path) -> None:

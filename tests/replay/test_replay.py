@@ -317,6 +317,50 @@ def test_requests_of_varying_shapes_are_replayed_as_they_came(
     assert answers["rows"] == answers["same"] == 36
 
 
+def test_pieces_of_large_requests_and_outputs_that_nobody_asked_for_are_replayed_as_they_were(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    models = Path(__file__).parents[2] / "examples"
+    gateway = Gateway(tmp_path, load(models, "tiny", 1))
+    label = document(x=normal(1, 30)) | {"outputs": [{"name": "label"}]}
+    gateway.send([[document(x=normal(500, 30))], [label], [document(x=normal(2, 30, 2)), label]], "tiny")
+    assert not gateway.door.errors
+    gateway.close()
+    assert main(["replay", "tiny", "--data", str(tmp_path), "--models", str(models), "--json"]) == 0
+    (answers,) = json.loads(capsys.readouterr().out)["answers"]
+    assert answers["rows"] == answers["same"] == 504
+    assert answers["regrouped"] == 0
+    assert {name: each["rows"] for name, each in answers["outputs"].items()} == {"label": 504, "probabilities": 503}
+
+
+def test_requests_that_ran_alone_after_their_batch_had_failed_are_reproduced(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """1. One request of a batch makes the model raise, so the others run again, each alone.
+    Result: they are reproduced; the one that failed is counted as not answered.
+    """
+    model = onnx_models.build(
+        [
+            helper.make_node("Cast", ["x"], ["at"], to=TensorProto.INT64),
+            helper.make_node("Gather", ["table", "at"], ["y"]),
+        ],
+        [("x", TensorProto.FLOAT, ("N", 1))],
+        [("y", TensorProto.FLOAT, ("N", 1))],
+        {"table": normal(1, 8)[0]},
+    )
+    models, data = tmp_path / "models", tmp_path / "data"
+    onnx_models.put(models, "m", 1, model, TOML)
+    gateway = Gateway(data, load(models, "m", 1))
+    gateway.send([[document(x=np.array([[value]], np.float32)) for value in (1, 2, 99, 3)]])
+    assert [error.code for error in gateway.door.errors] == ["model-failed"]
+    gateway.close()
+    code, report = replay(capsys=capsys, data=data, models=models)
+    (answers,) = report["answers"]
+    assert code == 0
+    assert answers["rows"] == answers["same"] == 3
+    assert answers["skipped"] == {"the model gave no answer to them then": 1}
+
+
 def test_rows_that_cannot_be_run_are_counted_by_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shop = Shop(tmp_path, 300)
     for segment in shop.close():
