@@ -21,6 +21,7 @@ import numpy as np
 
 from monitors.baseline.layout import Category, Layout, Numeric
 from monitors.count import as_floats, looked_up, text_of
+from monitors.state import flattened
 from monitors.types import Array, Columns, Counts, Floats
 
 FREQUENCIES = 64
@@ -79,11 +80,12 @@ class Joint:
     def _rows(self, columns: Columns) -> Floats:
         """Standardised numbers as whole steps, then one column per category value: 0 or 1. Float64 for the product."""
         rows = np.zeros((len(columns), len(self._weights)))
+        features = flattened(columns.features)
         number, place = 0, len(self._centre)
         for feature in self.layout.features:
             if feature.role == "output":
                 continue
-            values = columns.features.get(feature.name)
+            values = features.get(feature.name)
             if isinstance(feature, Numeric):
                 if values is not None:
                     x = as_floats(values)[0].astype(np.float64)

@@ -53,7 +53,7 @@ class State:
         if not rows:
             return
         self.rows += rows
-        available = {**columns.features, **flattened(columns.outputs)}
+        available = {**flattened(columns.features), **flattened(columns.outputs)}
         numbers: dict[int, Array] = {}
         for row, feature in enumerate(self.layout.features):
             values = available.get(feature.name)
@@ -190,10 +190,10 @@ class State:
         self.below, self.above, self.held, self.absent = margins.copy()
 
 
-def flattened(outputs: Mapping[str, Array]) -> dict[str, Array]:
-    """Outputs as columns: an output of several classes gives one column `name[i]` each."""
+def flattened(arrays: Mapping[str, Array]) -> dict[str, Array]:
+    """Features or outputs as columns: an input of k values, or an output of k classes, gives one `name[i]` each."""
     columns: dict[str, Array] = {}
-    for name, values in outputs.items():
+    for name, values in arrays.items():
         if values.ndim == 1:
             columns[name] = values
         else:

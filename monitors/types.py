@@ -24,8 +24,9 @@ class Columns:
     """Rows of one model version, column by column; all arrays have as many rows as `time_ns`.
 
     `time_ns`: int64 (n,), event time, Unix nanoseconds. `features`: by name, each (n,): floats, integers, booleans, or
-    object arrays of str where None is a missing value. `outputs`: by name, (n,) or (n, classes). `labels`: by feedback
-    name, (n,), with a mask of the rows that have one in `labelled`. Arrays may be read-only views; nobody keeps them.
+    object arrays of str where None is a missing value; or (n, k) for an input of k values, named `name[i]`. `outputs`:
+    by name, (n,) or (n, classes). `labels`: by feedback name, (n,), with a mask of the rows that have one in
+    `labelled`. Arrays may be read-only views; nobody keeps them.
     """
 
     time_ns: Array

@@ -108,7 +108,7 @@ def build(
         state.update(columns)
         joint.update(columns)
         for name, states in apart.items():
-            update_slices(states, {**columns.features, **flattened(columns.outputs)}[name], columns)
+            update_slices(states, {**flattened(columns.features), **flattened(columns.outputs)}[name], columns)
         if hours is not None:
             by_hour = hour_of_week(columns)
             for hour in np.unique(by_hour):

@@ -57,7 +57,7 @@ class Scan:
         if not len(columns):
             return
         outputs = flattened(columns.outputs)
-        arrays = {**columns.features, **outputs}
+        arrays = {**flattened(columns.features), **outputs}
         if not self._roles:
             self._begin(arrays, frozenset(outputs))
         if missing := self._roles.keys() - arrays.keys():

@@ -11,6 +11,7 @@ import numpy as np
 from monitors.baseline.layout import Category, Layout
 from monitors.baseline.scan import mixed
 from monitors.count import as_floats, hashed, tallied, text_of
+from monitors.state import flattened
 from monitors.types import Array, Columns
 
 
@@ -91,8 +92,9 @@ class Duplicates:
 def row_hashes(layout: Layout, columns: Columns) -> Array:
     """uint64 (n,): a hash of each row's features. Equal numbers hash alike whatever their type, and so do 0 and -0."""
     result = np.zeros(len(columns), dtype=np.uint64)
+    features = flattened(columns.features)
     for place, feature in enumerate(layout.features):
-        values = columns.features.get(feature.name)
+        values = features.get(feature.name)
         if values is None:
             continue
         if isinstance(feature, Category):

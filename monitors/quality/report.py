@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import norm
+from scipy.special import ndtr, ndtri
 
 from monitors.baseline.layout import MINUS_INF, MISSING, OTHER, PLUS_INF, UNSEEN
 from monitors.moments import moments
@@ -35,7 +35,7 @@ class Rate:
 def rate(count: Counts, n: Counts | int, reference: Counts, m: Counts | int) -> Rate:
     """The rate of `count` in `n` beside `reference` in `m`, each (F,)."""
     rows, base = (np.broadcast_to(np.asarray(each, dtype=np.int64), count.shape) for each in (n, m))
-    z = norm.isf(0.025)
+    z = -ndtri(0.025)
     with np.errstate(invalid="ignore", divide="ignore"):
         share, expected = count / rows, reference / base
         middle = (share + z**2 / (2 * rows)) / (1 + z**2 / rows)
@@ -43,7 +43,7 @@ def rate(count: Counts, n: Counts | int, reference: Counts, m: Counts | int) -> 
         pooled = (count + reference) / (rows + base)
         error = np.sqrt(pooled * (1 - pooled) * (1 / rows + 1 / base))
         distance = np.maximum(np.abs(share - expected) - 0.5 * (1 / rows + 1 / base), 0.0)
-        p = np.where(error > 0, 2 * norm.sf(distance / error), np.where(np.isnan(share + expected), np.nan, 1.0))
+        p = np.where(error > 0, 2 * ndtr(-distance / error), np.where(np.isnan(share + expected), np.nan, 1.0))
     return Rate(count, rows, share, np.maximum(middle - half, 0.0), np.minimum(middle + half, 1.0), expected, p)
 
 

@@ -16,6 +16,7 @@ from monitors import fixed
 from monitors.baseline.build import Arrays, build
 from monitors.baseline.freeze import numeric
 from monitors.baseline.layout import FIRST, MINUS_INF, MISSING, OTHER, PLUS_INF, UNSEEN, Category, Layout, Numeric
+from monitors.quality.duplicates import Duplicates
 from monitors.state import State
 from monitors.types import Array, Columns
 
@@ -231,6 +232,21 @@ def test_a_column_that_does_not_come_is_absent_and_missing() -> None:
     state.update(columns(y=KINDS["few"][:10], z=np.zeros(10)))
     assert state.absent.tolist() == [10, 0]
     assert state.counts[:, MISSING].tolist() == [10, 0]
+
+
+def test_an_input_of_several_values_is_counted_value_by_value() -> None:
+    matrix = RNG.normal(size=(800, 3)).astype(np.float32)
+    baseline = build(Arrays({"x": matrix, "word": np.array(["a", "b"] * 400, dtype=object)}))
+    assert baseline.layout.names == ("x[0]", "x[1]", "x[2]", "word")
+    apart = {f"x[{place}]": matrix[:, place] for place in range(3)}
+    monitors = [State(baseline.layout), baseline.new_joint(), Duplicates(baseline.layout)]
+    others = [State(baseline.layout), baseline.new_joint(), Duplicates(baseline.layout)]
+    for one, other in zip(monitors, others, strict=True):
+        assert one is not None
+        assert other is not None
+        one.update(columns(x=matrix))
+        other.update(columns(**apart))
+        assert one.to_bytes() == other.to_bytes()
 
 
 def test_outputs_are_counted_class_by_class() -> None:
