@@ -16,6 +16,7 @@ RUN python -m venv --without-pip /opt/headgate \
 
 COPY pyproject.toml README.md LICENSE ./
 COPY gateway ./gateway
+COPY monitors ./monitors
 RUN /opt/build/tools/bin/python -m pip wheel --no-deps --no-build-isolation --wheel-dir /opt/build/wheels . \
  && /opt/build/tools/bin/python -m pip --python /opt/headgate/bin/python \
     install --no-deps --no-compile --no-index --find-links /opt/build/wheels headgate

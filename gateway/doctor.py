@@ -21,6 +21,7 @@ from typing import Any, Literal
 from gateway import __version__, host
 from gateway.http import selftest
 from gateway.kinds import GIB, MIB
+from gateway.ledger.dialect import sqlite_advice
 from gateway.models.manifest import MODEL
 from gateway.models.options import SessionOptions
 from gateway.models.source import ModelFolder, Source, wanted_versions
@@ -74,6 +75,7 @@ def examine(settings: Settings, environ: Mapping[str, str] | None = None, root: 
         check_python(sys.version_info[:3], platform.python_implementation()),
         check_libraries(*_libraries()),
         check_uvicorn(selftest.moved()),
+        Check("sqlite", *sqlite_advice()),
         check_telemetry(opt_out, _imported_before_us(modules)),
         check_runtime(runtime, settings.providers),
         check_spinning(runtime),

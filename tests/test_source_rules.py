@@ -40,6 +40,7 @@ WALL_CLOCK = frozenset(
 WALL_CLOCK_USERS = {
     "gateway/cli.py": "a manifest tells when its version was made",
     "gateway/journal/ids.py": "an id begins with the time it was made",
+    "gateway/control/aside.py": "the ledger's metrics tell how old labels are",
     "monitors/service.py": "a block of rows is complete when the time of day is past it",
     "gateway/journal/journal.py": "records tell when a request came",
     "gateway/journal/recovery.py": "a segment tells when it was sealed",

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import time
 from functools import partial
 
+from prometheus_client.registry import Collector
 from starlette.routing import Route
 
 from gateway import state
 from gateway.control.chores import Chore, Chores, recover_journal
 from gateway.control.monitoring import Monitoring
 from gateway.feedback.declarations import Declarations
+from gateway.http.reviews import Desk
 from gateway.journal.keeper import Keeper
 from gateway.ledger import dialect
+from gateway.ledger.metrics import LedgerCollector
+from gateway.ledger.reading import Ledger as Book
 from gateway.ledger.service import Service as Ledger
 from gateway.settings import Settings
 from gateway.telemetry.store import CounterStore
-from monitors.metrics import Collector
+from monitors.metrics import Collector as MonitorCollector
 
 RECOVER_S = 1.0
 """How often it is looked whether a worker died and left segments open."""
@@ -28,6 +33,7 @@ class Aside:
     """Started and ended with the control process."""
 
     def __init__(self, settings: Settings, counters: CounterStore) -> None:
+        self._data = settings.data
         journal = settings.data / "journal"
         count = partial(state.count_journal, counters)
         self.monitoring = Monitoring(settings) if settings.monitors else None
@@ -55,8 +61,10 @@ class Aside:
 
     def routes(self) -> list[Route]:
         """What the admin port answers beside what every port does."""
-        return [] if self.monitoring is None else self.monitoring.routes()
+        watched = [] if self.monitoring is None else self.monitoring.routes()
+        return [*Desk(self.ledger).routes(), *watched]
 
     def collectors(self) -> list[Collector]:
         """What is scraped beside the counters."""
-        return [] if self.monitoring is None else [Collector(self.monitoring.service)]
+        ledger = LedgerCollector(Book(dialect.location(self._data)), self._data, time.time_ns, time.monotonic)
+        return [ledger] if self.monitoring is None else [ledger, MonitorCollector(self.monitoring.service)]

@@ -71,7 +71,8 @@ class Monitoring:
         except (OSError, ValueError) as error:
             facts = {"model": model, "version": version, "reason": str(error)}
             log.error("baseline cannot be read", extra={"event": "baseline-failed", **facts})
-        return Subject(Rule(**asdict(config.monitor)), baseline)
+        rule = {name: value for name, value in asdict(config.monitor).items() if name != "performance"}
+        return Subject(Rule(**rule), baseline)
 
     def _notify(self, alarm: Any) -> None:
         if self._webhook is not None:

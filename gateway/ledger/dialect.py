@@ -12,7 +12,7 @@ import os
 import sqlite3
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import quote
 
 from sqlalchemy import ColumnElement, Connection, Engine, Table, create_engine, event, text
@@ -158,7 +158,7 @@ def has_wal_reset_bug(version: tuple[int, ...]) -> bool:
     return _BROKEN_SINCE <= version < _FIXED_IN
 
 
-def sqlite_advice(version: tuple[int, ...] = sqlite3.sqlite_version_info) -> tuple[str, str, str]:
+def sqlite_advice(version: tuple[int, ...] = sqlite3.sqlite_version_info) -> tuple[Literal["ok", "warn"], str, str]:
     """(status, what was found, advice) about the SQLite that Python brings, for `headgate doctor`."""
     found = f"SQLite {'.'.join(map(str, version))}"
     if not has_wal_reset_bug(version):

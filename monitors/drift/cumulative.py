@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from scipy.stats import kstwobign
+from scipy.special import kolmogorov
 
 from monitors.drift.statistic import Ordered, Statistic, statistic
 
@@ -27,7 +27,7 @@ def kolmogorov_smirnov(ordered: Ordered) -> Statistic:
         scale = np.sqrt(ordered.n * ordered.m / (ordered.n + ordered.m))
         mean, sd = _KS_MEAN / scale, _KS_SD / scale
         debiased = np.sqrt(np.maximum(value**2 - mean**2, 0.0))
-        p = kstwobign.sf(value * scale)
+        p = kolmogorov(value * scale)
     return statistic(
         value,
         ordered.n,

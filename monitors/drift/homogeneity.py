@@ -7,8 +7,7 @@ the same distribution drifted in up to 96 % of looks.
 from __future__ import annotations
 
 import numpy as np
-from scipy.special import xlogy
-from scipy.stats import chi2
+from scipy.special import chdtrc, xlogy
 
 from monitors.drift.statistic import Pair, Statistic, statistic
 from monitors.types import Floats
@@ -55,7 +54,7 @@ def _pearson(pair: Pair) -> Floats:
 
 
 def _with_null(pair: Pair, value: Floats) -> Statistic:
-    tail = np.where(pair.freedom > 0, chi2.sf(value, np.maximum(pair.freedom, 1)), 1.0)
+    tail = np.where(pair.freedom > 0, chdtrc(np.maximum(pair.freedom, 1), value), 1.0)
     sd = np.sqrt(2 * pair.freedom)
     debiased = value - pair.freedom
     return statistic(
