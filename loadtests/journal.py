@@ -236,7 +236,7 @@ def measure(scratch: Path, rows: int) -> list[Measured]:
         archiving(made, tiny / archive.FOLDER),
     ]
     for model, count in REPLAYED.items():
-        other = make(scratch / model, models, model, count)
+        other = make(scratch / model, models, model, min(count, rows))
         found.append(replaying(other, models, "segments"))
         archiving(other, scratch / model / archive.FOLDER)
         for path in segments(scratch / model / "journal"):

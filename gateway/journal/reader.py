@@ -140,9 +140,11 @@ class Segment:
                 yield item.offset, _decode(item.payload)
 
     def _scan(self) -> Iterator[Any]:
+        data: bytes | mmap.mmap = b""
         try:
             with self._side().open("rb") as file:
-                data = file.read()
+                if os.fstat(file.fileno()).st_size:
+                    data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except FileNotFoundError:
             return iter(())
         return scan(data) if data[: len(MAGIC)] == MAGIC else iter((Torn(0, len(data), "it does not begin as one"),))
