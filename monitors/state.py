@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -191,12 +192,13 @@ class State:
 
 
 def flattened(arrays: Mapping[str, Array]) -> dict[str, Array]:
-    """Features or outputs as columns: an input of k values, or an output of k classes, gives one `name[i]` each."""
+    """Features or outputs as columns: one of k values or classes a row gives `name[0]` and so on, and `name` if k = 1."""
     columns: dict[str, Array] = {}
     for name, values in arrays.items():
         if values.ndim == 1:
             columns[name] = values
         else:
-            flat = values.reshape(len(values), -1)
-            columns.update({f"{name}[{place}]": flat[:, place] for place in range(flat.shape[1])})
+            width = math.prod(values.shape[1:])
+            flat = values.reshape(len(values), width)
+            columns.update({f"{name}[{place}]" if width > 1 else name: flat[:, place] for place in range(width)})
     return columns

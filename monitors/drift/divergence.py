@@ -9,7 +9,7 @@ with `freedom` degrees, to first order in 1/n + 1/m: E PSI = (B - 1)(1/n + 1/m) 
 from __future__ import annotations
 
 import numpy as np
-from scipy.special import rel_entr
+from scipy.special import chdtrc, gammaln, rel_entr
 
 from monitors.drift.statistic import Pair, Statistic, statistic
 from monitors.types import Floats
@@ -17,8 +17,6 @@ from monitors.types import Floats
 
 def psi(pair: Pair) -> Statistic:
     """Population stability index, sum (q - p) ln(q / p): symmetric, in nats. `p` is by its chi-squared limit."""
-    from scipy.special import chdtrc
-
     p, q = pair.smooth
     value = ((q - p) * np.log(q / p)).sum(axis=1)
     mean = pair.freedom * pair.noise
@@ -62,8 +60,6 @@ def _root(pair: Pair, square: Floats, scale: float) -> Statistic:
 
     The mean and deviation of the root are those of a chi variable, by the ratio of Gamma functions.
     """
-    from scipy.special import gammaln
-
     value = np.sqrt(np.clip(square, 0.0, 1.0))
     k = np.maximum(pair.freedom, 1e-9)
     chi = np.sqrt(2) * np.exp(gammaln((k + 1) / 2) - gammaln(k / 2))

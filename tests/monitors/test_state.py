@@ -249,6 +249,16 @@ def test_an_input_of_several_values_is_counted_value_by_value() -> None:
         assert one.to_bytes() == other.to_bytes()
 
 
+def test_a_column_of_one_value_a_row_keeps_its_name() -> None:
+    layout = build(Arrays({"x": KINDS["normal"]}, {"score": KINDS["normal"]})).layout
+    one, other = State(layout), State(layout)
+    one.update(columns({"score": KINDS["few"][:9, None]}, x=KINDS["few"][:9].reshape(9, 1, 1)))
+    other.update(columns({"score": KINDS["few"][:9]}, x=KINDS["few"][:9]))
+    assert one.to_bytes() == other.to_bytes()
+    one.update(columns({"score": np.zeros((0, 1))}, x=np.zeros((0, 1))))
+    assert one.to_bytes() == other.to_bytes()
+
+
 def test_outputs_are_counted_class_by_class() -> None:
     scores = RNG.random((500, 3)).astype(np.float32)
     layout = build(Arrays({"x": KINDS["normal"][:500]}, {"score": scores})).layout
