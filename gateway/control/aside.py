@@ -17,6 +17,7 @@ from gateway.journal.keeper import Keeper
 from gateway.ledger import dialect
 from gateway.ledger.metrics import LedgerCollector
 from gateway.ledger.reading import Ledger as Book
+from gateway.ledger.reading import LedgerUnavailable
 from gateway.ledger.service import Service as Ledger
 from gateway.settings import Settings
 from gateway.telemetry.store import CounterStore
@@ -38,12 +39,20 @@ class Aside:
         count = partial(state.count_journal, counters)
         self.monitoring = Monitoring(settings) if settings.monitors else None
         self.ledger = Ledger(dialect.location(settings.data), settings.data, Declarations(settings.models))
-        is_read = self.monitoring.service.has_read if self.monitoring is not None else lambda prefix: True
-        keeper = Keeper(settings, is_read)
+        self._book = Book(dialect.location(settings.data))
+        keeper = Keeper(settings, self._is_read)
         self._chores = Chores(
             Chore("recover", RECOVER_S, lambda: recover_journal(journal, count)),
             Chore("keep", KEEP_S, lambda: keeper.step(self._chores.is_stopping)),
         )
+
+    def _is_read(self, prefix: str) -> bool:
+        """Whether the monitors and the ledger are through with a segment."""
+        try:
+            counted = self._book.has_counted(prefix)
+        except LedgerUnavailable:
+            return False
+        return counted and (self.monitoring is None or self.monitoring.service.has_read(prefix))
 
     def start(self) -> None:
         """Begin; returns at once."""
@@ -66,5 +75,5 @@ class Aside:
 
     def collectors(self) -> list[Collector]:
         """What is scraped beside the counters."""
-        ledger = LedgerCollector(Book(dialect.location(self._data)), self._data, time.time_ns, time.monotonic)
+        ledger = LedgerCollector(self._book, self._data, time.time_ns, time.monotonic)
         return [ledger] if self.monitoring is None else [ledger, MonitorCollector(self.monitoring.service)]

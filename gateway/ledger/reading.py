@@ -18,7 +18,7 @@ from gateway.ledger.book import UNDECLARED
 from gateway.ledger.labels import FOLD
 from gateway.ledger.maturity import Coverage, coverage
 from gateway.ledger.resolve import Statement, settle
-from gateway.ledger.tables import arrivals, events, facts, labels, logs, rules, tallies, volumes
+from gateway.ledger.tables import arrivals, events, facts, labels, logs, rules, segments, tallies, volumes
 
 PAGE = 10_000
 """Rows that are held at once while many are read."""
@@ -94,6 +94,12 @@ class Ledger:
         for row in said:
             row["value"] = None if row["value"] is None else msgspec.json.decode(row["value"])
         return {"feedback": said, "labels": [label._asdict() for label in _labels(found)]}
+
+    def has_counted(self, prefix: str) -> bool:
+        """Whether all predictions of a segment are counted, and no more can come."""
+        with self._reading() as connection:
+            found = connection.execute(select(segments.c.sealed).where(segments.c.prefix == prefix)).scalar()
+        return bool(found)
 
     def labels(
         self, model: str, name: str, *, versions: tuple[int, ...] = (), start_ns: int = 0, stop_ns: int = 1 << 62
