@@ -17,6 +17,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, help="a version folder, such as models/flights/2")
     parser.add_argument("data", type=Path, help="the training data: a .parquet or .csv file of any size")
     parser.add_argument("--features", type=_names, default=(), metavar="A,B", help="the features (default: the rest)")
+    parser.add_argument(
+        "--input",
+        type=_input,
+        action="append",
+        default=[],
+        metavar="NAME=A,B",
+        help="the columns that are the values of an input tensor, in their order",
+    )
     parser.add_argument("--categorical", type=_names, default=(), metavar="A,B", help="numbers that are categories")
     parser.add_argument("--outputs", type=_names, default=(), metavar="A,B", help="the model's answers on the data")
     parser.add_argument("--label", type=_pair, action="append", default=[], metavar="NAME=COLUMN", help="what happened")
@@ -31,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"headgate: {args.folder} is no folder", file=sys.stderr)
         return 2
     try:
-        roles = Roles(args.features, args.outputs, dict(args.label), args.time, args.exclude)
+        roles = Roles(args.features, dict(args.input), args.outputs, dict(args.label), args.time, args.exclude)
         source = TableFile(args.data, roles)
         baseline = build(source, categorical=args.categorical, slices=args.slice, progress=progress_bar(source.rows))
     except ValueError as error:
@@ -84,6 +92,13 @@ def _is_open(feature: Numeric | Category) -> bool:
 
 def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _input(text: str) -> tuple[str, tuple[str, ...]]:
+    name, _, columns = text.partition("=")
+    if not name or not _names(columns):
+        raise argparse.ArgumentTypeError(f"NAME=COLUMN,COLUMN expected, got {text!r}")
+    return name, _names(columns)
 
 
 def _pair(text: str) -> tuple[str, str]:

@@ -192,7 +192,7 @@ class State:
 
 
 def flattened(arrays: Mapping[str, Array]) -> dict[str, Array]:
-    """Features or outputs as columns: one of k values or classes a row gives `name[0]` and so on, and `name` if k = 1."""
+    """Features or outputs as columns: one of k values a row gives `name[0]` and so on, and `name` if k = 1."""
     columns: dict[str, Array] = {}
     for name, values in arrays.items():
         if values.ndim == 1:

@@ -19,19 +19,30 @@ _CSV_BLOCK = 1 << 22  # bytes of a CSV file at a time; the types are inferred fr
 class Roles:
     """Which columns are what. Every column that is named nowhere is a feature, unless `features` names those.
 
-    `outputs`: the model's own answers on the data. `labels`: feedback name to column. `time`: a timestamp, text in ISO
-    8601, or a number of seconds since 1970. `exclude`: columns to leave out, such as row numbers.
+    `inputs`: for a model that takes its features as the rows of one tensor: the tensor's name, and the columns in the
+    order of its values; they become the features `name[0]`, `name[1]` and so on, as live rows do. `outputs`: the
+    model's own answers on the data. `labels`: feedback name to column. `time`: a timestamp, text in ISO 8601, or a
+    number of seconds since 1970. `exclude`: columns to leave out, such as row numbers.
     """
 
     features: tuple[str, ...] = ()
+    inputs: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     outputs: tuple[str, ...] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
     time: str | None = None
     exclude: tuple[str, ...] = ()
 
+    def live(self) -> dict[str, str]:
+        """The name that live rows have for each column of `inputs`."""
+        return {
+            column: f"{name}[{place}]" if len(columns) > 1 else name
+            for name, columns in self.inputs.items()
+            for place, column in enumerate(columns)
+        }
+
     def named(self) -> list[str]:
         """The columns that must be there."""
-        return [*self.features, *self.outputs, *self.labels.values(), *([self.time] if self.time else [])]
+        return [*self.features, *self.live(), *self.outputs, *self.labels.values(), *([self.time] if self.time else [])]
 
 
 class TableFile:
@@ -46,6 +57,7 @@ class TableFile:
         self.roles = roles or Roles()
         self.timed = self.roles.time is not None
         self._left_out: dict[str, str] = dict.fromkeys(self.roles.exclude, "excluded")
+        self._live = self.roles.live()
         self._features = self._choose()
 
     def describe(self) -> str:
@@ -79,7 +91,7 @@ class TableFile:
         labels = {name: arrays[column] for name, column in self.roles.labels.items()}
         return Columns(
             time_ns,
-            {name: arrays[name] for name in self._features},
+            {self._live.get(name, name): arrays[name] for name in self._features},
             {name: arrays[name] for name in self.roles.outputs},
             labels,
             {name: present(values) for name, values in labels.items()},
@@ -91,7 +103,8 @@ class TableFile:
             raise ValueError(f"{self.path.name} has no column {missing[0]!r}")
         other = {*self.roles.outputs, *self.roles.labels.values(), *self.roles.exclude, self.roles.time}
         chosen = []
-        for name in self.roles.features or [each for each in schema.names if each not in other]:
+        chosen_by_name = (*self.roles.features, *self._live)
+        for name in chosen_by_name or [each for each in schema.names if each not in other]:
             kind = schema.field(name).type
             if is_readable(kind):
                 chosen.append(name)

@@ -129,6 +129,15 @@ def test_wrong_roles_are_named(parquet: Path, roles: Roles, message: str) -> Non
         build(TableFile(parquet, roles))
 
 
+def test_columns_of_an_input_tensor_get_the_names_that_live_rows_have(parquet: Path) -> None:
+    baseline = build(TableFile(parquet, Roles(inputs={"x": ("count", "amount"), "w": ("word",)})))
+    assert baseline.layout.names == ("x[0]", "x[1]", "w")
+    plain = build(TableFile(parquet, Roles(features=("count", "amount", "word"))))
+    assert baseline.state.counts.tolist() == plain.state.counts.tolist()
+    with pytest.raises(ValueError, match="no column 'nothing'"):
+        TableFile(parquet, Roles(inputs={"x": ("nothing",)}))
+
+
 def test_files_that_are_no_tables_and_empty_tables_are_refused(tmp_path: Path) -> None:
     broken = tmp_path / "broken.parquet"
     broken.write_bytes(b"PAR1 nonsense PAR1")
@@ -277,11 +286,26 @@ def command(*words: str) -> argparse.Namespace:
 def test_the_command_writes_the_baseline_and_says_what_it_did(
     parquet: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["--outputs", "score", "--label", "late=y", "--time", "at", "--exclude", "id", "--slice", "word"]
+    words = [
+        "--input",
+        "x=amount,count",
+        "--input",
+        "word=word",
+        "--outputs",
+        "score",
+        "--label",
+        "late=y",
+        "--time",
+        "at",
+        "--exclude",
+        "id",
+        "--slice",
+        "word",
+    ]
     assert cli.run(command(str(tmp_path), str(parquet), *words)) == 0
     out = capsys.readouterr().out
     assert "baseline of 3,000 rows from train.parquet" in out
-    assert "left out: list" in out
+    assert "left out: id" in out
     assert "counts by word: " in out
     assert Baseline.load(tmp_path / FILE).facts.rows == 3000
 
@@ -293,8 +317,9 @@ def test_the_command_refuses_wrong_columns_and_folders(
     assert "no column 'never'" in capsys.readouterr().err
     assert cli.run(command(str(tmp_path / "no"), str(parquet))) == 2
     assert not list(tmp_path.iterdir())
-    with pytest.raises(SystemExit):
-        command(str(tmp_path), str(parquet), "--label", "=y")
+    for words in (("--label", "=y"), ("--input", "x"), ("--input", "=a")):
+        with pytest.raises(SystemExit):
+            command(str(tmp_path), str(parquet), *words)
 
 
 def test_the_progress_bar_counts_both_passes(parquet: Path) -> None:
