@@ -41,7 +41,10 @@ def run(args: argparse.Namespace) -> int:
     try:
         roles = Roles(args.features, dict(args.input), args.outputs, dict(args.label), args.time, args.exclude)
         source = TableFile(args.data, roles)
-        baseline = build(source, categorical=args.categorical, slices=args.slice, progress=progress_bar(source.rows))
+        live = roles.live()
+        categorical, slices = ([live.get(name, name) for name in names] for names in (args.categorical, args.slice))
+        progress = progress_bar(source.rows)
+        baseline = build(source, categorical=categorical, slices=slices, progress=progress)
     except ValueError as error:
         print(f"\rheadgate: {error}", file=sys.stderr)
         return 2

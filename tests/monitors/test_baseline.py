@@ -286,28 +286,16 @@ def command(*words: str) -> argparse.Namespace:
 def test_the_command_writes_the_baseline_and_says_what_it_did(
     parquet: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = [
-        "--input",
-        "x=amount,count",
-        "--input",
-        "word=word",
-        "--outputs",
-        "score",
-        "--label",
-        "late=y",
-        "--time",
-        "at",
-        "--exclude",
-        "id",
-        "--slice",
-        "word",
-    ]
-    assert cli.run(command(str(tmp_path), str(parquet), *words)) == 0
+    inputs = ["--input", "x=amount,count", "--input", "word=word", "--categorical", "count"]
+    roles = ["--outputs", "score", "--label", "late=y", "--time", "at", "--exclude", "id", "--slice", "word"]
+    assert cli.run(command(str(tmp_path), str(parquet), *inputs, *roles)) == 0
     out = capsys.readouterr().out
     assert "baseline of 3,000 rows from train.parquet" in out
     assert "left out: id" in out
     assert "counts by word: " in out
-    assert Baseline.load(tmp_path / FILE).facts.rows == 3000
+    built = Baseline.load(tmp_path / FILE)
+    assert built.facts.rows == 3000
+    assert [type(feature) for feature in built.layout.features] == [Numeric, Category, Category, Numeric]
 
 
 def test_the_command_refuses_wrong_columns_and_folders(
