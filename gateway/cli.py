@@ -15,6 +15,7 @@ from gateway.errors import HeadgateError, SettingError
 from gateway.feedback import cli as feedback_cli
 from gateway.journal import cli as journal_cli
 from gateway.replay import cli as replay_cli
+from monitors.grafana import cli as grafana_cli
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -65,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     feedback_cli.add_parser(commands)
     journal_cli.add_parser(commands)
     replay_cli.add_parser(commands)
+    grafana_cli.add_parser(commands)
     return parser
 
 
