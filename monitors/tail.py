@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
-from gateway.journal.frames import MAGIC, Torn, scan
+from gateway.journal.frames import Torn, scan
 from gateway.journal.reader import Damaged, Segment, segments, tensors
-from gateway.journal.schema import Form, SegmentSpec
+from gateway.journal.schema import SIDE_SUFFIX, Form, SegmentSpec
 from monitors.types import Array, Columns
 
 BATCH_ROWS = 65_536
@@ -33,41 +33,40 @@ class Rows(NamedTuple):
     loose: int
 
 
-class Frames:
-    """The frames of a segment in the order of their rows: strings that belong to the columns."""
+class Beside(NamedTuple):
+    """What the frames of a segment hold of some of its rows.
 
-    def __init__(self, segment: Segment) -> None:
-        self._path = segment.path.with_suffix(".side")
-        self._offset = len(MAGIC)
+    `strings`: object arrays (rows, ...) of inputs without a column, None where there is none. `unasked`: rows, from the
+    first one on, whose outputs of these names were not computed, because nobody had asked for them.
+    """
 
-    def seek(self, offset: int) -> None:
-        """Go on at a frame: offset 0 means nothing."""
-        self._offset = max(offset, len(MAGIC))
+    strings: dict[str, Array]
+    unasked: list[tuple[slice, frozenset[str]]]
 
-    def inputs(self, names: list[str], start: int, stop: int, first: int) -> dict[str, Array]:
-        """Object arrays (stop - start, ...) of the inputs that stand in frames; None where there is none."""
-        found = {name: np.full(stop - start, None, object) for name in names}
-        if first <= 0:
-            return found
-        with self._path.open("rb") as file:
-            file.seek(first)
-            data = file.read()
-        for item in scan(data, 0):
-            if isinstance(item, Torn):
-                break
-            frame = msgspec.msgpack.decode(item.payload)
-            row = frame.get("row")
-            if row is None:
-                continue
-            if row >= stop:
-                break
-            for name, values in tensors(frame.get("inputs", {})).items():
-                if name in found and isinstance(values, list):
-                    at = max(row, start)
-                    own = [each[0] if isinstance(each, list) and len(each) == 1 else str(each) for each in values]
-                    part = own[at - row : stop - row]
-                    found[name][at - start : at - start + len(part)] = part
-        return found
+
+def beside(segment: Segment, names: list[str], start: int, stop: int, first: int) -> Beside:
+    """What stands in frames of rows `start` to `stop`; the first of these frames begins at byte `first`."""
+    found = Beside({name: np.full(stop - start, None, object) for name in names}, [])
+    with segment.path.with_suffix(SIDE_SUFFIX).open("rb") as file:
+        file.seek(first)
+        data = file.read()
+    for item in scan(data, 0):
+        if isinstance(item, Torn):
+            break
+        frame = msgspec.msgpack.decode(item.payload)
+        row = frame.get("row")
+        if row is None:
+            continue
+        if row >= stop:
+            break
+        rows = slice(max(row, start) - start, min(row + frame["n"], stop) - start)
+        if "only" in frame:
+            found.unasked.append((rows, frozenset(segment.outputs) - set(frame["only"])))
+        for name, values in tensors(frame.get("inputs", {})).items():
+            if name in found.strings and isinstance(values, list):
+                own = [each[0] if isinstance(each, list) and len(each) == 1 else str(each) for each in values]
+                found.strings[name][rows] = own[rows.start + start - row : rows.stop + start - row]
+    return found
 
 
 class Tail:
@@ -134,13 +133,20 @@ def _rows(segment: Segment, start: int, stop: int) -> Rows:
     for name, array in segment.inputs.items():
         features.update(flat(name, array[part][keep]))
     spec = segment.spec
+    outputs = {name: array[part] for name, array in segment.outputs.items()}
     strings = [name for name in spec.kept if name not in segment.inputs and name not in segment.outputs]
     offsets = segment.column("side")[part]
-    if strings and len(positive := offsets[offsets > 0]):
-        for name, array in Frames(segment).inputs(strings, start, stop, int(positive.min())).items():
+    if len(positive := offsets[offsets > 0]):
+        found = beside(segment, strings, start, stop, int(positive.min()))
+        for name, array in found.strings.items():
             if any(value is not None for value in array):
                 features[name] = array[keep]
-    outputs = {name: array[part][keep] for name, array in segment.outputs.items()}
+        for rows, names in found.unasked:
+            for name in names:
+                # An output that was not computed is missing, and no zero.
+                outputs[name] = outputs[name].astype(np.float64)
+                outputs[name][rows] = np.nan
+    outputs = {name: array[keep] for name, array in outputs.items()}
     begins = segment.column("span")[part] > 0
     operation = {
         name: segment.column(name)[part][begins].astype(np.int64) for name in ("time_ns", "status", "latency_ns")

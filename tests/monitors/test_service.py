@@ -17,6 +17,7 @@ from gateway.inference.admission import Quotas
 from gateway.inference.pipeline import Pipeline
 from gateway.journal.journal import Journal, JournalSettings
 from gateway.journal.reader import segments
+from gateway.models.servable import Servable
 from gateway.oip.limits import Limits
 from gateway.telemetry.store import CounterStore
 from gateway.types import Contract, TensorSpec
@@ -41,11 +42,11 @@ RULE = Rule(block_s=0.05, window_s=3600, learn_rows=300)
 class Gate:
     """A pipeline with a journal: what it answers is in the journal."""
 
-    def __init__(self, data: Path) -> None:
+    def __init__(self, data: Path, version: Servable | None = None) -> None:
         self.dice = np.random.default_rng(5)
         rules = JournalSettings(data / "journal", 1 << 20, 3600.0, "process", False)
         self.journal = Journal(rules, lambda what, number: pytest.fail(f"{what}: {number}"))
-        version = servable(FakeSession(), CONTRACT)
+        version = version or servable(FakeSession(), CONTRACT)
         self.pipeline = Pipeline(table_of(version), CounterStore(), Limits(), Quotas(), 30.0, 60.0, self.journal)
         self.door = FakeDoor()
         self.rows = 0
@@ -61,6 +62,19 @@ class Gate:
             call = self.pipeline.admit(("m", None), self.door, time.monotonic_ns())
             self.pipeline.submit(call, b"{}", None)
             for _ in range(3 + requests // 20):
+                await asyncio.sleep(0)
+
+        asyncio.run(main())
+        self.journal.tick(time.monotonic())
+
+    def submit(self, *documents: dict[str, Any]) -> None:
+        """Requests as they are given, in one turn."""
+
+        async def main() -> None:
+            for document in documents:
+                call = self.pipeline.admit(("m", None), self.door, time.monotonic_ns())
+                self.pipeline.submit(call, json.dumps(document).encode(), None)
+            for _ in range(5):
                 await asyncio.sleep(0)
 
         asyncio.run(main())
@@ -85,10 +99,21 @@ def trained(rows: int = 4000) -> Baseline:
     return build(Arrays({"x[0]": x[:, 0], "x[1]": x[:, 1], "city": cities}, {"y": x}))
 
 
-def service(data: Path, baseline: Baseline | None, told: list[Alarm] | None = None, ahead_s: float = 60.0) -> Service:
-    """A service whose clock is ahead, so that every block that it has seen is complete."""
+class Ahead:
+    """A clock that is a minute ahead and jumps at every look: each block that was seen is complete."""
+
+    def __init__(self) -> None:
+        self.ahead_s = 60.0
+
+    def __call__(self) -> int:
+        self.ahead_s += 1.0
+        return time.time_ns() + int(self.ahead_s * 1e9)
+
+
+def service(data: Path, baseline: Baseline | None, told: list[Alarm] | None = None) -> Service:
+    """A service to which every block is complete."""
     notify = (told if told is not None else []).append
-    return Service(data, lambda *_: Subject(RULE, baseline), notify, lambda: time.time_ns() + int(ahead_s * 1e9))
+    return Service(data, lambda *_: Subject(RULE, baseline), notify, Ahead())
 
 
 def test_strings_and_numbers_of_every_row_are_seen_once_and_refused_requests_never(tmp_path: Path) -> None:
@@ -107,6 +132,28 @@ def test_strings_and_numbers_of_every_row_are_seen_once_and_refused_requests_nev
     assert set(cities) == set(CITIES)
     sent = [json.loads(body)["outputs"][0]["data"][::2] for body in gate.door.bodies]
     assert x.tolist() == pytest.approx([value for part in sent for value in part])
+
+
+def test_an_output_that_nobody_asked_for_is_missing_and_no_zero(tmp_path: Path) -> None:
+    two = Contract(
+        (TensorSpec("x", "FP32", (-1, 2)),),
+        (TensorSpec("y", "FP32", (-1, 2)), TensorSpec("n", "INT64", (-1,))),
+        batched=True,
+    )
+
+    def answer(inputs: Any, outputs: Any) -> Any:
+        found = {"y": inputs["x"].copy(), "n": np.ones(len(inputs["x"]), np.int64)}
+        return tuple(found[name] for name in outputs)
+
+    gate = Gate(tmp_path, servable(FakeSession(answer), two))
+    x = {"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [3, 4]}
+    gate.submit({"inputs": [x]})
+    gate.submit({"inputs": [x], "outputs": [{"name": "y"}]})
+    tail = Tail(tmp_path / "journal")
+    (rows,) = [rows for prefix in tail.specs() for rows in tail.read(prefix)]
+    assert rows.columns.outputs["y"].tolist() == [[3, 4], [3, 4]]
+    first, second = rows.columns.outputs["n"].tolist()
+    assert (first, np.isnan(second)) == (1, True)
 
 
 @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
