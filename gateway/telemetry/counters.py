@@ -25,6 +25,7 @@ OUTCOMES = (
     "quota-exceeded",
     "deadline-exceeded",
     "client-gone",
+    "payload-blocked",
     "model-failed",
     "internal",
     "other",
