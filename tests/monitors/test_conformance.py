@@ -19,6 +19,8 @@ from monitors.types import Columns, Monitor
 from tests.monitors.conformance import MONITORS, hostile, rows
 
 NAMES = sorted(MONITORS)
+# Learns from training data once, in its order; what it learns is merged as the monitors that it is made of.
+NO_MONITORS = frozenset({"Learner"})
 PARTS = ("update", "merge", "value", "to_bytes", "load")
 
 
@@ -38,7 +40,7 @@ def test_every_monitor_class_is_in_the_registry() -> None:
             update = getattr(each, "update", None)
             if all([hasattr(each, part) for part in PARTS]) and "columns" in inspect.signature(update).parameters:  # type: ignore[arg-type]
                 found.add(name)
-    assert found == set(MONITORS)
+    assert found - NO_MONITORS == set(MONITORS)
 
 
 @pytest.mark.parametrize("name", NAMES)
