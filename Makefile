@@ -13,7 +13,7 @@ PYTEST  := $(VENV)/bin/python -m pytest -n auto
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help serve test check lint bench loadtest lock prove-image clean
+.PHONY: help serve test check lint bench bench-journal bench-alarms loadtest lock prove-image clean
 
 help:  ## This list
 	@sed -nE 's/^([a-z-]+):.*  ## (.*)/  make \1 \t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -33,6 +33,13 @@ lint: $(VENV)/.dev  ## ruff and mypy --strict alone
 
 bench: $(VENV)/.dev  ## Measure beside a raw echo, onnxruntime and FastAPI (needs wrk); ARGS=--quick for a look
 	@$(VENV)/bin/python -m loadtests.bench $(ARGS)
+
+bench-journal: $(VENV)/.dev  ## Measure reading, export, archive and replay, feedback, the ledger, and overload
+	@status=0; for each in journal feedback ledger overload; do \
+	    echo "== $$each"; $(VENV)/bin/python -m loadtests.$$each || status=1; done; exit $$status
+
+bench-alarms: $(VENV)/.dev  ## Simulate years without change, and delays with one, for docs/monitoring-results.md
+	@$(VENV)/bin/python -m loadtests.alarms $(ARGS)
 
 loadtest: $(VENV)/.dev  ## Users with think time for a minute, report in reports/; ARGS="--pattern soak --seconds 3600"
 	@$(VENV)/bin/python -m loadtests.users $(ARGS)
