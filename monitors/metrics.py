@@ -9,6 +9,7 @@ import numpy as np
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from monitors.drift.report import drift
+from monitors.performance.figure import Figure
 from monitors.quality.report import quality
 from monitors.service import Service
 from monitors.watcher import Progress, Watcher
@@ -18,6 +19,15 @@ OTHER = "_other_"
 """The name under which the strongest of the features stands that are not among the `TOP`."""
 
 SHOWN = ("psi", "jensen_shannon", "kolmogorov_smirnov", "wasserstein", "mean_shift")
+RATIOS = (
+    *("accuracy", "precision", "recall", "f1", "specificity", "balanced_accuracy", "roc_auc", "average_precision"),
+    *("precision_macro", "recall_macro", "f1_macro", "roc_auc_macro", "brier", "ece", "positive_rate"),
+)
+"""Figures from 0 to 1 that are shown."""
+
+ERRORS = ("log_loss", "mae", "rmse", "mape", "bias", "r2")
+"""Figures in units of their own that are shown."""
+
 _LABELS = ("model", "version")
 
 
@@ -30,12 +40,20 @@ class Look(NamedTuple):
     scores: list[tuple[str, str, float]]
     samples: list[tuple[str, float]]
     rates: list[tuple[str, str, float]]
+    performance: list[tuple[str, str, Figure]]
 
 
 def look(watcher: Watcher) -> Look:
     """The numbers of one watcher."""
+    performance: list[tuple[str, str, Figure]] = []
+    watches: dict[str, dict[str, object]] = {}
+    if watcher.performance is not None:
+        for kind, figures in watcher.performance.figures().items():
+            performance += [(name, kind, each) for name, each in figures.items() if name in RATIOS + ERRORS]
+        watches = watcher.performance.alarms.value()
     if watcher.baseline is None:
-        return Look(watcher.progress, 1.0, {}, [], [], [])
+        return Look(watcher.progress, 1.0, watches, [], [], [], performance)
+    watches = watcher.alarms.value() | watches
     names = watcher.baseline.layout.names
     statistics = drift(watcher.baseline.state, watcher.window)
     order = np.argsort(-np.nan_to_num(statistics["psi"].debiased, nan=-np.inf), kind="stable")
@@ -53,7 +71,7 @@ def look(watcher: Watcher) -> Look:
     for kind, rate in quality(watcher.baseline.state, watcher.window).items():
         values = rate.rate
         rates += [(names[row], kind, float(values[row])) for row in top if np.isfinite(values[row])]
-    return Look(watcher.progress, float(watcher.baseline.facts.learned), watcher.alarms.value(), scores, samples, rates)
+    return Look(watcher.progress, float(watcher.baseline.facts.learned), watches, scores, samples, rates, performance)
 
 
 class Collector:
@@ -100,6 +118,19 @@ class Collector:
             "1 where the baseline is, or will be, learned from live rows and not from training data.",
             labels=_LABELS,
         )
+        ratio = GaugeMetricFamily(
+            "headgate_performance_ratio",
+            "How good the answers of the window were: realised by the labels that came, estimated without labels.",
+            labels=[*_LABELS, "metric", "kind"],
+        )
+        error = GaugeMetricFamily(
+            "headgate_performance_error",
+            "Errors of the window, in the units of the label (log_loss in nats, mape and r2 without one).",
+            labels=[*_LABELS, "metric", "kind"],
+        )
+        rests = GaugeMetricFamily(
+            "headgate_performance_samples", "Rows that a figure rests on.", labels=[*_LABELS, "metric", "kind"]
+        )
         for (model, version), found in self._service.read(look).items():
             assert isinstance(found, Look)
             labels = [model, str(version)]
@@ -113,6 +144,10 @@ class Collector:
                 samples.add_metric([*labels, feature], value)
             for feature, kind, value in found.rates:
                 rates.add_metric([*labels, feature, kind], value)
+            for metric, kind, figure in found.performance:
+                rests.add_metric([*labels, metric, kind], figure.n)
+                if figure.value is not None:
+                    (ratio if metric in RATIOS else error).add_metric([*labels, metric, kind], figure.value)
             for watch, state in found.watches.items():
                 log_m = state["log_m"]
                 if isinstance(log_m, float):
@@ -121,7 +156,7 @@ class Collector:
                 assert isinstance(threshold, float)
                 needed.add_metric([*labels, watch], threshold)
                 alarm.add_metric([*labels, watch], float(bool(state["latched"])))
-        yield from (score, samples, rates, evidence, needed, alarm, rows, late, loose, learned)
+        yield from (score, samples, rates, evidence, needed, alarm, rows, late, loose, learned, ratio, error, rests)
         cpu = CounterMetricFamily("headgate_monitor_cpu_seconds", "Processor time that the monitors took.")
         cpu.add_metric([], self._service.cpu_s)
         lag = GaugeMetricFamily("headgate_monitor_lag_rows", "Rows of the journal that were not read yet.")

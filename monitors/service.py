@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,9 +16,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from gateway.errors import HeadgateError
+from gateway.journal.reader import Locator
+from gateway.journal.schema import SegmentSpec
 from monitors.alarms import Alarm
 from monitors.baseline.document import Baseline
+from monitors.fetch import Fetcher
+from monitors.labels import Changes, Labels
 from monitors.tail import Tail
+from monitors.task import Task
 from monitors.watcher import Rule, Watcher
 
 log = logging.getLogger("headgate.monitors")
@@ -33,16 +40,21 @@ NICENESS = 15
 
 
 class Subject(NamedTuple):
-    """A version that is to be watched: by which rule, against which baseline (None: one is learned)."""
+    """A version that is to be watched: by which rule, against which baseline (None: one is learned).
+
+    `task`: which output its labels are about; None where nothing says so.
+    """
 
     rule: Rule
     baseline: Baseline | None
+    task: Task | None = None
 
 
 class Service:
     """All watchers. `step` does what is due; `start` runs it again and again in a thread of its own.
 
     `subject`: what is known of a (model, version), None where it is not watched. `notify` is told of each alarm once.
+    `ledger`: where labels are read; None: there are none.
     """
 
     def __init__(
@@ -51,13 +63,18 @@ class Service:
         subject: Callable[[str, int], Subject | None],
         notify: Callable[[Alarm], None],
         now_ns: Callable[[], int] = time.time_ns,
+        ledger: Changes | None = None,
     ) -> None:
         self._folder = data / "monitors"
         self._tail = Tail(data / "journal")
         self._subject = subject
         self._notify = notify
-        self._now_ns = now_ns
+        self.now_ns = now_ns
         self._lock = threading.Lock()
+        self._labels: Labels | None = None
+        if ledger is not None:
+            self._labels = Labels(self._folder, ledger, Fetcher(data, Locator(data)), self._lock)
+        self._labels_trouble = ""
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._saved_at = float("-inf")
@@ -103,15 +120,17 @@ class Service:
         began = time.thread_time()
         raised: list[Alarm] = []
         groups: dict[Key, list[str]] = {}
-        for prefix, spec in self._tail.specs().items():
+        specs = self._tail.specs()
+        for prefix, spec in specs.items():
             groups.setdefault((spec.model, spec.version), []).append(prefix)
         for key, prefixes in groups.items():
             watcher = self._watcher(key)
             if watcher is not None:
                 raised += self._feed(watcher, prefixes)
+                self._check(watcher, specs[prefixes[-1]])
         for alarm in raised:
-            log.warning(alarm.sentence, extra={"event": "alarm", "alarm": alarm.id, "kind": alarm.kind})
-            self._notify(alarm)
+            self._tell(alarm)
+        raised += self._read_labels()
         self.lag = sum(self._tail.waiting(prefix) for prefixes in groups.values() for prefix in prefixes)
         if time.monotonic() - self._saved_at >= CHECKPOINT_S or raised:
             self.checkpoint()
@@ -123,6 +142,43 @@ class Service:
             )
         self.cpu_s += time.thread_time() - began
         return raised
+
+    def _tell(self, alarm: Alarm) -> None:
+        log.warning(alarm.sentence, extra={"event": "alarm", "alarm": alarm.id, "kind": alarm.kind})
+        self._notify(alarm)
+
+    def _read_labels(self) -> list[Alarm]:
+        """Take in what the ledger has learned. Where that cannot be done it is said once, and tried again."""
+        raised: list[Alarm] = []
+        if self._labels is None:
+            return raised
+
+        def tell(alarm: Alarm) -> None:
+            self._tell(alarm)
+            raised.append(alarm)
+
+        trouble = ""
+        try:
+            for key in self._labels.known():
+                self._watcher(key)
+            judged = {key: each.performance for key, each in self.watchers.items() if each.performance is not None}
+            if judged:
+                self._labels.step(judged, self.now_ns() - int(GRACE_S * 1e9), tell)
+        except (HeadgateError, sqlite3.Error, OSError) as error:
+            trouble = str(error)
+        if trouble and trouble != self._labels_trouble:
+            log.error("labels cannot be read", extra={"event": "labels-failed", "reason": trouble})
+        self._labels_trouble = trouble
+        return raised
+
+    def _check(self, watcher: Watcher, spec: SegmentSpec) -> None:
+        """Say once why the answers of a version cannot be judged."""
+        judged = watcher.performance
+        if judged is not None and judged.trouble != (trouble := judged.task.trouble(spec)):
+            judged.trouble = trouble
+            if trouble:
+                facts = {"model": watcher.model, "version": watcher.version, "reason": trouble}
+                log.error("answers cannot be judged", extra={"event": "performance-failed", **facts})
 
     def _feed(self, watcher: Watcher, prefixes: Sequence[str]) -> Sequence[Alarm]:
         for prefix in prefixes:
@@ -136,7 +192,7 @@ class Service:
                     return ()
         with self._lock:
             watcher.cursors = {prefix: self._tail.cursors.get(prefix, 0) for prefix in prefixes}
-            return watcher.close(self._now_ns() - int(GRACE_S * 1e9))
+            return watcher.close(self.now_ns() - int(GRACE_S * 1e9))
 
     def _watcher(self, key: Key) -> Watcher | None:
         found = self.watchers.get(key)
@@ -146,7 +202,7 @@ class Service:
         if subject is None or not subject.rule.enabled:
             self._ignored.add(key)
             return None
-        watcher = Watcher(*key, subject.rule, subject.baseline)
+        watcher = Watcher(*key, subject.rule, subject.baseline, subject.task)
         path = self._path(key)
         try:
             data = path.read_bytes()
@@ -160,7 +216,7 @@ class Service:
                 path.replace(path.with_suffix(".old"))
                 facts = {"model": key[0], "version": key[1], "reason": str(error)}
                 log.warning("monitors begin anew", extra={"event": "monitors-anew", **facts})
-                watcher = Watcher(*key, subject.rule, subject.baseline)
+                watcher = Watcher(*key, subject.rule, subject.baseline, subject.task)
         self._tail.cursors.update(watcher.cursors)
         self.watchers[key] = watcher
         return watcher
@@ -174,6 +230,8 @@ class Service:
         """Look at a version anew: its rule or its baseline has changed."""
         self.checkpoint()
         self._ignored.discard(key)
+        if self._labels is not None:
+            self._labels.forget(key)
         watcher = self.watchers.pop(key, None)
         if watcher is not None:
             self._tail.forget(set(watcher.cursors))
@@ -195,13 +253,16 @@ class Service:
 
     def acknowledge(self, alarm_id: str, by: str, note: str = "", quiet_s: float = 0.0) -> Alarm | None:
         """Take note of an alarm; None where there is none of that id. Raises OSError where it cannot be saved."""
-        now_ns = self._now_ns()
+        now_ns = self.now_ns()
         quiet_until_ns = now_ns + int(quiet_s * 1e9) if quiet_s else None
         found = None
-        for watcher in self.watchers.values():
-            if watcher.baseline is not None and any(alarm.id == alarm_id for alarm in watcher.alarms.all):
-                with self._lock:
-                    found = watcher.alarms.acknowledge(alarm_id, by, now_ns, note, quiet_until_ns)
+        for key, watcher in self.watchers.items():
+            for alarms in watcher.every_alarms:
+                if any(alarm.id == alarm_id for alarm in alarms.all):
+                    with self._lock:
+                        found = alarms.acknowledge(alarm_id, by, now_ns, note, quiet_until_ns)
+                    if self._labels is not None and watcher.performance is not None:
+                        self._labels.save(key, watcher.performance)
         if found is not None:
             self.checkpoint()
         return found

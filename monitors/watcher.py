@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -15,8 +16,12 @@ from monitors.evidence.budget import Budget
 from monitors.evidence.findings import Features
 from monitors.evidence.reference import Reference
 from monitors.evidence.watches import BaselineWatch, RecentWatch
+from monitors.labelled import Labelled
 from monitors.state import State
+from monitors.task import Task
 from monitors.types import Columns
+
+log = logging.getLogger("headgate.monitors")
 
 SECOND_NS = 1_000_000_000
 PANES = 24
@@ -50,6 +55,7 @@ class _Document(msgspec.Struct, frozen=True):
     late: int
     loose: int
     alarms: bytes
+    performance: bytes = b""
 
 
 class Progress(NamedTuple):
@@ -64,8 +70,10 @@ class Progress(NamedTuple):
 class Watcher:
     """One version. Feed it rows in any order, then `close` the blocks that are complete; `baseline` None: learning."""
 
-    def __init__(self, model: str, version: int, rule: Rule, baseline: Baseline | None) -> None:
-        """Raises ValueError where the rule's budget cannot be read."""
+    def __init__(
+        self, model: str, version: int, rule: Rule, baseline: Baseline | None, task: Task | None = None
+    ) -> None:
+        """`task`: what its labels say about which output. Raises ValueError where the rule's budget cannot be read."""
         self.model, self.version, self.rule = model, version, rule
         self.budget = Budget.parse(rule.alarm_budget)
         self.given = baseline is not None
@@ -76,6 +84,9 @@ class Watcher:
         self._closed_ns = 0
         self._block_ns = int(rule.block_s * SECOND_NS)
         self._pane_ns = int(rule.window_s * SECOND_NS / PANES)
+        self.performance: Labelled | None = None
+        if task is not None:
+            self.performance = Labelled.of((model, version), task, baseline, self.budget, rule.block_s)
         if baseline is not None:
             self._begin(baseline)
 
@@ -114,6 +125,8 @@ class Watcher:
         self.loose += loose
         if not len(columns):
             return
+        if self.performance is not None:
+            self.performance.update(columns)
         if self.baseline is None:
             self._learn(columns)
             return
@@ -202,6 +215,7 @@ class Watcher:
                 self.late,
                 self.loose,
                 self.alarms.to_bytes(),
+                b"" if self.performance is None else self.performance.predictions_to_bytes(),
             )
         )
 
@@ -224,6 +238,19 @@ class Watcher:
         self._closed_ns, self.late, self.loose = document.closed_ns, document.late, document.loose
         self.cursors = dict(document.cursors)
         self.alarms.load(document.alarms)
+        if self.performance is not None and document.performance:
+            try:
+                self.performance.load_predictions(document.performance)
+            except ValueError as error:
+                # Judged in another way from now on: predictions count from here, all else goes on.
+                facts = {"model": self.model, "version": self.version, "reason": str(error)}
+                log.warning("predictions are judged anew", extra={"event": "performance-anew", **facts})
+
+    @property
+    def every_alarms(self) -> list[Alarms]:
+        """Its alarms: of rows, once there is a baseline, and of labels."""
+        rows = [] if self.baseline is None else [self.alarms]
+        return rows if self.performance is None else [*rows, self.performance.alarms]
 
     def _state(self, data: bytes) -> State:
         assert self.baseline is not None

@@ -41,8 +41,8 @@ class Panes(Generic[M]):
         self.latest: int | None = None
         self._blocks: dict[tuple[int, int], M] = {}
 
-    def update(self, columns: Columns) -> None:
-        """Add rows to the panes of their times."""
+    def update(self, columns: Columns, how: Callable[[M, Columns], None] | None = None) -> None:
+        """Add rows to the panes of their times. `how`: what is done with them, where not `update` of the monitor."""
         if not len(columns):
             return
         self.rows += len(columns)
@@ -53,7 +53,11 @@ class Panes(Generic[M]):
                 continue
             part = self.make()
             own = panes == pane
-            part.update(columns if own.all() else columns.take(own))
+            rows = columns if own.all() else columns.take(own)
+            if how is None:
+                part.update(rows)
+            else:
+                how(part, rows)
             self._add(0, pane, part)
 
     def merge(self, other: Panes[M]) -> None:

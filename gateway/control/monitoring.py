@@ -20,17 +20,23 @@ from starlette.routing import Route
 
 from gateway.errors import InvalidRequest, NotFound, UnknownVersion
 from gateway.http.messages import json_response, read_document
+from gateway.ledger import dialect
+from gateway.ledger.reading import Ledger, LedgerUnavailable
 from gateway.models.config import ModelConfig, parse
 from gateway.models.manifest import parse_version
+from gateway.models.performance import classes_of
 from gateway.settings import Settings
 from monitors.baseline.document import FILE, Baseline
 from monitors.drift.report import drift
 from monitors.quality.report import quality
 from monitors.service import Service, Subject
+from monitors.task import Task
 from monitors.watcher import Rule, Watcher
 from monitors.webhook import SECRET_PREFIX, Webhook, cloud_event, post, secret_of
 
 log = logging.getLogger("headgate.monitoring")
+
+WEEK_NS = 7 * 86_400 * 1_000_000_000
 
 
 class Monitoring:
@@ -42,7 +48,8 @@ class Monitoring:
         self._webhook = None
         if settings.alarm_webhook:
             self._webhook = Webhook(post(settings.alarm_webhook, timeout_s=10.0), _secrets(settings.data))
-        self.service = Service(settings.data, self._subject, self._notify)
+        self._ledger = Ledger(dialect.location(settings.data))
+        self.service = Service(settings.data, self._subject, self._notify, ledger=self._ledger)
 
     def start(self) -> None:
         """Begin to read the journal."""
@@ -72,7 +79,7 @@ class Monitoring:
             facts = {"model": model, "version": version, "reason": str(error)}
             log.error("baseline cannot be read", extra={"event": "baseline-failed", **facts})
         rule = {name: value for name, value in asdict(config.monitor).items() if name != "performance"}
-        return Subject(Rule(**rule), baseline)
+        return Subject(Rule(**rule), baseline, task_of(config))
 
     def _notify(self, alarm: Any) -> None:
         if self._webhook is not None:
@@ -106,7 +113,19 @@ class Monitoring:
         if watcher is None:
             raise UnknownVersion(key[0], request.path_params["version"])
         found = await asyncio.to_thread(self.service.read, _table)
-        return json_response(_plain(_named(key, found.get(key, {}))))
+        table = dict(_named(key, found.get(key, {})))
+        if watcher.performance is not None:
+            label = watcher.performance.task.label
+            table["performance"] |= await asyncio.to_thread(self._coverage, key, label)
+        return json_response(_plain(table))
+
+    def _coverage(self, key: tuple[str, int], label: str) -> dict[str, Any]:
+        """How many predictions have a label by which age, as the ledger says."""
+        try:
+            curve = self._ledger.maturity(*key, label, self.service.now_ns())
+        except LedgerUnavailable as error:
+            return {"coverage": [], "coverage_unknown": str(error)}
+        return {"coverage": [{**each._asdict(), "ratio": each.ratio} for each in curve]}
 
     async def _alarms(self, request: Request) -> Response:
         """``GET /api/alarms``: every alarm that is remembered, with its explanation."""
@@ -130,6 +149,26 @@ class Monitoring:
         return json_response(_plain(alarm.explain()))
 
 
+def task_of(config: ModelConfig) -> Task | None:
+    """What a `model.toml` says labels are about; None where it says nothing."""
+    rule = config.monitor.performance
+    if rule is None:
+        return None
+    feedback = config.feedback[rule.label]
+    named = config.outputs.get(rule.score)
+    window_ns = int(rule.window_s * 1e9) or WEEK_NS + feedback.maturity_ns
+    return Task(
+        label=rule.label,
+        score=rule.score,
+        classes=classes_of(rule, feedback, () if named is None else named.labels),
+        positive=rule.positive,
+        threshold=rule.threshold,
+        tolerance=rule.tolerance,
+        window_ns=window_ns,
+        learn_labels=rule.learn_labels,
+    )
+
+
 def _secrets(data: Path) -> list[bytes]:
     """The secrets that events are signed with; made where there are none."""
     path = data / "webhook-secrets"
@@ -145,12 +184,14 @@ def _named(key: tuple[str, int], value: object) -> dict[str, Any]:
 
 
 def _alarms_of(watcher: Watcher) -> list[dict[str, Any]]:
-    return [] if watcher.baseline is None else [alarm.explain() for alarm in watcher.alarms.all]
+    return [alarm.explain() for alarms in watcher.every_alarms for alarm in alarms.all]
 
 
 def _table(watcher: Watcher) -> dict[str, Any]:
     """Every statistic and rate of a watcher by feature."""
     found = dict(watcher.value())
+    if watcher.performance is not None:
+        found["performance"] = watcher.performance.value()
     if watcher.baseline is None:
         return found
     names = watcher.baseline.layout.names

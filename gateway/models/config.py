@@ -9,7 +9,9 @@ from msgspec import Meta
 
 from gateway.feedback.rules import FeedbackRule, problem
 from gateway.journal.keep import JournalRule
+from gateway.models import performance
 from gateway.models.manifest import is_alias
+from gateway.models.performance import PerformanceRule
 
 Positive = Annotated[int, Meta(ge=1)]
 
@@ -51,7 +53,7 @@ class MonitorRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     `tolerance`: drift in PSI units that nobody wants to be told. `window_s`: what "now" means in the drift that is
     shown. `block_s`: how often evidence is looked at. `learn_rows`: of which a baseline is learned where a version has
-    none.
+    none. `performance`: what feedback says about which output, where it does.
     """
 
     enabled: bool = True
@@ -62,6 +64,7 @@ class MonitorRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     window_s: Annotated[float, Meta(ge=60, le=31_557_600)] = 86_400.0
     block_s: Annotated[float, Meta(ge=1, le=86_400)] = 300.0
     learn_rows: Annotated[int, Meta(ge=100, le=10_000_000)] = 5000
+    performance: PerformanceRule | None = None
 
 
 class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -94,4 +97,7 @@ def parse(data: bytes) -> ModelConfig:
         wrong = problem(name, rule)
         if wrong is not None:
             raise ValueError(f"model.toml: {wrong}")
+    judged = config.monitor.performance
+    if judged is not None and (wrong := performance.problem(judged, config.feedback)) is not None:
+        raise ValueError(f"model.toml: {wrong}")
     return config
