@@ -19,8 +19,8 @@ def board(goals: Objectives) -> Board:
     return Board(
         "headgate-operations",
         "Headgate: operations",
-        "Headgate itself: processes, journal, monitors and their cost, feedback.",
-        [_processes(), _journal(), _monitors(), _feedback()],
+        "Headgate itself: processes, journal, monitors and their cost, feedback, ledger.",
+        [_processes(), _journal(), _monitors(), _feedback(), _ledger()],
         [*variables(goals.job, goals.control), *models(several=True)],
     )
 
@@ -238,3 +238,36 @@ def _feedback() -> Row:
             ),
         ],
     )
+
+
+def _ledger() -> Row:
+    return Row(
+        "Ledger",
+        [
+            Panel(
+                "Readable",
+                "1 while the ledger can be read. Predictions and feedback go on being accepted while it is 0.",
+                "none",
+                [Query(f"min by (instance) ({select('headgate_ledger_readable', *CONTROL)})", "{{instance}}")],
+                kind="state-timeline",
+                steps=((None, "red"), (1, "green")),
+                options={"mergeValues": True, "showValue": "never"},
+            ),
+            Panel(
+                "Backlog",
+                "Feedback that was acknowledged and is on disk, but not in the ledger yet.",
+                "bytes",
+                [Query(total(select("headgate_ledger_backlog_bytes", *CONTROL), ("instance",)), "{{instance}}")],
+                defaults={"min": 0},
+            ),
+            Panel(
+                "Damaged",
+                "Bytes of feedback logs that no checksum vouches for: at the end of a log after a crash of the "
+                "machine, or in the middle, which is a fault of the disk.",
+                "bytes",
+                [Query(total(select("headgate_ledger_damaged_bytes", *CONTROL), ("instance", "where")),
+                       "{{instance}} {{where}}")],
+                defaults={"min": 0},
+            ),
+        ],
+    )  # fmt: skip

@@ -260,6 +260,40 @@ def _feedback(goals: Objectives) -> Iterator[Alert]:
         TICKET,
         "{{ $labels.instance }} forgot idempotency keys: feedback that is sent again may count twice.",
     )
+    control = f'job="{goals.control}"'
+    yield Alert(
+        "HeadgateLedgerUnreadable",
+        f"{select('headgate_ledger_readable', control)} == 0",
+        "5m",
+        TICKET,
+        "The ledger of {{ $labels.instance }} cannot be read. Feedback is kept, but joined with nothing.",
+    )
+    yield Alert(
+        "HeadgateLedgerBehind",
+        f"min_over_time({select('headgate_ledger_backlog_bytes', control, over='30m')}) > 1e7"
+        f" and deriv({select('headgate_ledger_backlog_bytes', control, over='30m')}) > 0",
+        "",
+        TICKET,
+        "{{ $value | humanize1024 }}B of feedback wait for the ledger of {{ $labels.instance }}, and it grows.",
+    )
+    damaged = select("headgate_ledger_damaged_bytes", control, 'where="middle"')
+    yield Alert(
+        "HeadgateFeedbackDamaged",
+        f"{damaged} > ({damaged} offset 1h or {damaged} * 0)",
+        "",
+        PAGE,
+        "Feedback logs of {{ $labels.instance }} are damaged: {{ $value | humanize1024 }}B fit no checksum.",
+    )
+    covered = select("headgate_label_coverage_ratio", control, 'age="1d"')
+    yield Alert(
+        "HeadgateLabelsMissing",
+        f"{covered} < 0.5 * ({covered} offset 7d)",
+        "6h",
+        TICKET,
+        "{{ $labels.model }} version {{ $labels.version }}: {{ $value | humanizePercentage }} of its predictions had a "
+        "label {{ $labels.name }} after a day, less than half of what it was a week ago.",
+        dashboard="headgate-performance",
+    )
 
 
 def _either(goals: Objectives) -> str:

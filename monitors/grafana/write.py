@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from monitors.grafana import operations, overview, versions
+from monitors.grafana import operations, overview, performance, versions
 from monitors.grafana.board import Board
 from monitors.grafana.objectives import Objectives
 from monitors.grafana.rules import alerts, recording
@@ -17,7 +17,7 @@ MADE = "# Made by `headgate dashboards write`; change monitors/grafana instead.\
 
 def boards(goals: Objectives) -> tuple[Board, ...]:
     """Every dashboard."""
-    return (overview.board(goals), versions.board(goals), operations.board(goals))
+    return (overview.board(goals), versions.board(goals), performance.board(goals), operations.board(goals))
 
 
 def files(goals: Objectives) -> dict[str, str]:
