@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+from gateway.models.config import parse
 from monitors.baseline.build import Progress, build
 from monitors.baseline.document import FILE, Baseline
-from monitors.baseline.layout import Category, Numeric
+from monitors.baseline.layout import Category, Layout, Numeric
 from monitors.baseline.source import Roles, TableFile
+from monitors.learnt import PART, Learner
+from monitors.task import Task
+from monitors.types import Monitor
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,13 +49,36 @@ def run(args: argparse.Namespace) -> int:
         live = roles.live()
         categorical, slices = ([live.get(name, name) for name in names] for names in (args.categorical, args.slice))
         progress = progress_bar(source.rows)
-        baseline = build(source, categorical=categorical, slices=slices, progress=progress)
+        monitors = labels_of(task_of(args.folder), source) if args.label else {}
+        baseline = build(source, categorical=categorical, slices=slices, progress=progress, monitors=monitors)
     except ValueError as error:
         print(f"\rheadgate: {error}", file=sys.stderr)
         return 2
     baseline.save(args.folder / FILE)
     print(summary(baseline))
     return 0
+
+
+def task_of(folder: Path) -> Task | None:
+    """What the `model.toml` beside a version folder says about labels; None where it says nothing.
+
+    Raises ValueError where it cannot be understood.
+    """
+    try:
+        return Task.of(parse((folder.parent / "model.toml").read_bytes()))
+    except FileNotFoundError:
+        return None
+
+
+def labels_of(task: Task | None, source: TableFile) -> dict[str, Callable[[Layout], Monitor]]:
+    """What is learnt from the labels of the data, as makers of monitors; nothing where no label is the task's.
+
+    Raises ValueError where the label is there and the output that it is about is not.
+    """
+    if task is None or task.label not in source.roles.labels:
+        return {}
+    learner = Learner.of(task, source)
+    return {PART: lambda layout: learner}
 
 
 def summary(baseline: Baseline) -> str:
@@ -66,6 +94,8 @@ def summary(baseline: Baseline) -> str:
     ]
     if baseline.hours is not None:
         lines.append("  counts by hour of the week (UTC)")
+    if PART in baseline.parts:
+        lines.append("  how often the score is right, from the labels")
     lines += [f"  counts by {name}: {', '.join(values)}" for name, values in baseline.slices.items()]
     lines += [f"  {f.name}: more values than can be told from unseen ones" for f in features if _is_open(f)]
     lines += [f"  left out: {name} ({reason})" for name, reason in sorted(baseline.facts.left_out.items())]

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
 from gateway.journal.schema import SegmentSpec
+from gateway.models.config import ModelConfig
+from gateway.models.performance import classes_of
 from monitors.performance.multiclass import ClassScores
 from monitors.performance.regression import Regression
 from monitors.performance.scores import Scores, score_edges
 from monitors.performance.tally import Tally, floats
 from monitors.types import Array, Columns, Floats
+
+WEEK_NS = 7 * 86_400 * 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +34,27 @@ class Task:
     positive: int = 1
     threshold: float = 0.5
     tolerance: float = 0.02
-    window_ns: int = 7 * 86_400 * 1_000_000_000
+    window_ns: int = WEEK_NS
     learn_labels: int = 1000
+
+    @classmethod
+    def of(cls, config: ModelConfig) -> Self | None:
+        """What a `model.toml` says labels are about; None where it says nothing."""
+        rule = config.monitor.performance
+        if rule is None:
+            return None
+        feedback = config.feedback[rule.label]
+        named = config.outputs.get(rule.score)
+        return cls(
+            label=rule.label,
+            score=rule.score,
+            classes=classes_of(rule, feedback, () if named is None else named.labels),
+            positive=rule.positive,
+            threshold=rule.threshold,
+            tolerance=rule.tolerance,
+            window_ns=int(rule.window_s * 1e9) or WEEK_NS + feedback.maturity_ns,
+            learn_labels=rule.learn_labels,
+        )
 
     @property
     def kind(self) -> str:

@@ -24,7 +24,6 @@ from gateway.ledger import dialect
 from gateway.ledger.reading import Ledger, LedgerUnavailable
 from gateway.models.config import ModelConfig, parse
 from gateway.models.manifest import parse_version
-from gateway.models.performance import classes_of
 from gateway.settings import Settings
 from monitors.baseline.document import FILE, Baseline
 from monitors.drift.report import drift
@@ -35,8 +34,6 @@ from monitors.watcher import Rule, Watcher
 from monitors.webhook import SECRET_PREFIX, Webhook, cloud_event, post, secret_of
 
 log = logging.getLogger("headgate.monitoring")
-
-WEEK_NS = 7 * 86_400 * 1_000_000_000
 
 
 class Monitoring:
@@ -79,7 +76,7 @@ class Monitoring:
             facts = {"model": model, "version": version, "reason": str(error)}
             log.error("baseline cannot be read", extra={"event": "baseline-failed", **facts})
         rule = {name: value for name, value in asdict(config.monitor).items() if name != "performance"}
-        return Subject(Rule(**rule), baseline, task_of(config))
+        return Subject(Rule(**rule), baseline, Task.of(config))
 
     def _notify(self, alarm: Any) -> None:
         if self._webhook is not None:
@@ -147,26 +144,6 @@ class Monitoring:
         if alarm is None:
             raise NotFound(f"there is no alarm {name[:64]!r}")
         return json_response(_plain(alarm.explain()))
-
-
-def task_of(config: ModelConfig) -> Task | None:
-    """What a `model.toml` says labels are about; None where it says nothing."""
-    rule = config.monitor.performance
-    if rule is None:
-        return None
-    feedback = config.feedback[rule.label]
-    named = config.outputs.get(rule.score)
-    window_ns = int(rule.window_s * 1e9) or WEEK_NS + feedback.maturity_ns
-    return Task(
-        label=rule.label,
-        score=rule.score,
-        classes=classes_of(rule, feedback, () if named is None else named.labels),
-        positive=rule.positive,
-        threshold=rule.threshold,
-        tolerance=rule.tolerance,
-        window_ns=window_ns,
-        learn_labels=rule.learn_labels,
-    )
 
 
 def _secrets(data: Path) -> list[bytes]:
