@@ -13,7 +13,7 @@ PYTEST  := $(VENV)/bin/python -m pytest -n auto
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help serve test check lint bench bench-journal bench-alarms loadtest lock prove-image clean
+.PHONY: help serve test check lint bench bench-journal bench-monitors bench-alarms loadtest lock prove-image clean
 
 help:  ## This list
 	@sed -nE 's/^([a-z-]+):.*  ## (.*)/  make \1 \t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -38,6 +38,9 @@ bench-journal: $(VENV)/.dev  ## Measure reading, export, archive and replay, fee
 	@status=0; for each in journal feedback ledger overload; do \
 	    echo "== $$each"; $(VENV)/bin/python -m loadtests.$$each || status=1; done; exit $$status
 
+bench-monitors: $(VENV)/.dev  ## Measure the monitors beside Evidently, NannyML, DataSketches and river
+	@$(VENV)/bin/python -m loadtests.monitors $(ARGS)
+
 bench-alarms: $(VENV)/.dev  ## Simulate years without change, and delays with one, for docs/monitoring-results.md
 	@$(VENV)/bin/python -m loadtests.alarms $(ARGS)
 
@@ -51,7 +54,7 @@ prove-image:  ## Run the Dockerfile's install and start commands without Docker,
 	@scripts/prove_image.sh
 
 clean:  ## Remove .venv and caches; models and data stay
-	rm -rf $(VENV) .venv-lock .venv-bench .venv-load .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	rm -rf $(VENV) .venv-lock .venv-bench .venv-load .venv-evidently .venv-nannyml .venv-sketches .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
 	find gateway loadtests tests examples scripts -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A .venv that was made by hand and works is kept; one that was left half made is made again.

@@ -3,6 +3,9 @@
 =============== =============================================== ==========================================
 .venv-bench     requirements.lock and loadtests/fastapi.lock    FastAPI as a reference of the benchmark
 .venv-load      loadtests/locust.lock                           locust
+.venv-evidently loadtests/evidently.lock                        Evidently, beside the monitors
+.venv-nannyml   loadtests/nannyml.lock                          NannyML, likewise
+.venv-sketches  loadtests/sketches.lock                         DataSketches and river, likewise
 =============== =============================================== ==========================================
 """
 
