@@ -127,6 +127,12 @@ def summary(rows: Array, datatype: str) -> Array:
         values = flat.astype(np.float64)
         out[:] = np.stack((values.min(1), values.max(1), values.mean(1), np.zeros(len(rows))), axis=1)
         return out
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean = flat.mean(1)
+    if np.isfinite(mean).all():
+        # No value was NaN or infinite: three passes at the speed of memory, which large tensors need.
+        out[:, 0], out[:, 1], out[:, 2], out[:, 3] = flat.min(1), flat.max(1), mean, 0
+        return out
     finite = np.isfinite(flat)
     count = finite.sum(1)
     some = count > 0
