@@ -217,15 +217,16 @@ def _quality() -> Row:
             Panel(
                 "Worst rates",
                 "The ten largest rates at the end of the picture: missing, absent (no such column), infinite, unseen, "
-                "other (rare categories), out_of_range, held (too far out for the moments). They rest on the rows that "
-                "the panels beside show.",
+                "other (rare categories), out_of_range, held (too far out for the moments). They rest on the rows of "
+                "the window that stand below.",
                 "percentunit",
                 [
                     Query(
                         f"topk(10, max by (version, feature, kind) ({quality}))",
                         "{{version}} {{feature}} {{kind}}",
                         instant=True,
-                    )
+                    ),
+                    Query(samples, "version {{version}}: rows of the window", instant=True, count=True),
                 ],
                 kind="bargauge",
                 steps=((None, "green"), (0.01, "yellow"), (0.1, "red")),

@@ -12,8 +12,11 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto, helper
 
+from gateway.models.config import parse
 from monitors.baseline.build import Arrays, build
 from monitors.baseline.document import FILE
+from monitors.learnt import PART, Learner
+from monitors.task import Task
 from tests.onnx_models import build as onnx_model
 from tests.onnx_models import put
 from tests.servers import Server
@@ -72,7 +75,11 @@ def repository(models: Path) -> Path:
     y = 1 / (1 + np.exp(-(x @ WEIGHTS)))
     features = {f"x[{column}]": x[:, column] for column in range(4)}
     late = dice.random(len(y)) < y[:, 0]
-    build(Arrays(features, {"y": y.astype(np.float32)}, {"late": late})).save(folder / FILE)
+    source = Arrays(features, {"y": y.astype(np.float32)}, {"late": late})
+    task = Task.of(parse(TOML.encode()))
+    assert task is not None
+    learner = Learner.of(task, source)
+    build(source, monitors={PART: lambda layout: learner}).save(folder / FILE)
     return models
 
 
