@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -159,7 +160,7 @@ def flat(name: str, array: Array) -> dict[str, Array]:
     """A tensor as columns: one of several values a row gives ``name[0]``, ``name[1]`` and so on."""
     if array.ndim == 1:
         return {name: array}
-    wide = array.reshape(len(array), -1)
+    wide = array.reshape(len(array), math.prod(array.shape[1:]))
     if wide.shape[1] == 1:
         return {name: wide[:, 0]}
     return {f"{name}[{index}]": wide[:, index] for index in range(wide.shape[1])}

@@ -1,0 +1,258 @@
+"""Backfill: a watcher is fed all predictions of a version that are kept, from archive and segments, in order of time.
+
+It is the same watcher as in the service, so its counts are those of a service that read the same rows, to the last bit.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from gateway.journal import archive
+from gateway.journal.columns import Tensor, source_of, tensors_of, to_array
+from gateway.journal.reader import Damaged, Segment
+from gateway.journal.schema import VARYING, SegmentSpec
+from monitors.alarms import Alarm
+from monitors.tail import ANSWERED, Tail, flat
+from monitors.types import Array, Columns
+from monitors.watcher import Watcher
+
+SLACK_NS = 60_000_000_000
+"""Within a segment rows stand in the order in which they were decoded; their times may be so much out of order."""
+
+Key = tuple[str, int]
+
+
+class Piece(NamedTuple):
+    """Some rows of a source: those that were answered as `columns`, `loose` requests without columns, `rows` of all."""
+
+    columns: Columns
+    loose: int
+    rows: int
+
+
+class Origin(NamedTuple):
+    """One segment, wherever it is kept: about how many rows, and how to read them."""
+
+    opened_ns: int
+    prefix: str
+    rows: int
+    read: Callable[[], Iterator[Piece]]
+
+
+class _Head(NamedTuple):
+    """The next piece of a source, and what follows it. No two have the same time and prefix."""
+
+    first_ns: int
+    prefix: str
+    piece: Piece
+    rest: Iterator[Piece]
+
+
+class Backfill:
+    """The predictions of one version that are kept in a data folder.
+
+    `rows` of them, about. By the prefix of a segment: `bare`, rows whose inputs have been taken away, which cannot be
+    counted; `damaged`, why it could not be read (to its end). `first_ns`, `last_ns`: the time of what was counted.
+    """
+
+    def __init__(self, data: Path, key: Key) -> None:
+        """Raises OSError."""
+        self.key = key
+        self.bare: dict[str, int] = {}
+        self.damaged: dict[str, str] = {}
+        self.first_ns: int | None = None
+        self.last_ns: int | None = None
+        self._tail = Tail(data / "journal")
+        own = {prefix for prefix, spec in self._tail.specs().items() if (spec.model, spec.version) == key}
+        self.damaged.update(self._tail.damaged)
+        found: dict[str, Origin] = {}
+        for place in archive.places(data / archive.FOLDER, *key):
+            try:
+                origin = self._archived(place, data / archive.FOLDER)
+            except Damaged as error:
+                self.damaged[place.prefix] = str(error)
+                continue
+            if origin is not None:
+                found[place.prefix] = origin
+        # What is in the archive cannot be released while it is read; a segment can.
+        self._cursors = {prefix: self._tail.waiting(prefix) for prefix in own & set(found)}
+        for prefix in own - set(found):
+            opened_ns = archive.opened_ns(prefix)
+            found[prefix] = Origin(opened_ns, prefix, self._tail.waiting(prefix), self._segment(prefix))
+            self.bare.pop(prefix, None)
+        self._origins = sorted(found.values())
+        self.rows = sum(origin.rows for origin in self._origins)
+
+    def _archived(self, place: archive.Place, folder: Path) -> Origin | None:
+        """A file of the archive; None where its inputs have been taken away."""
+        schema = archive.read_schema(place.path)
+        rows = pq.read_metadata(place.path).num_rows
+        if source_of(schema).bare:
+            self.bare[place.prefix] = rows
+            return None
+        index = archive.index_of(folder, place.prefix)
+        return Origin(archive.opened_ns(place.prefix), place.prefix, rows, lambda: archived(place.path, index))
+
+    def _segment(self, prefix: str) -> Callable[[], Iterator[Piece]]:
+        def read() -> Iterator[Piece]:
+            for rows in self._tail.read(prefix):
+                yield Piece(rows.columns, rows.loose, rows.stop - rows.start)
+
+        return read
+
+    def run(self, watcher: Watcher, until_ns: int, advance: Callable[[int], None] = lambda rows: None) -> list[Alarm]:
+        """Feed a fresh watcher, close all blocks that ended by `until_ns`; the alarms that were raised on the way.
+
+        Afterwards its cursors are behind the rows of every segment that was read. `advance` is told of rows.
+        """
+        raised: list[Alarm] = []
+        for piece, complete_ns in self._merged():
+            self._feed(watcher, piece)
+            raised += watcher.close(min(complete_ns, until_ns))
+            advance(piece.rows)
+        raised += watcher.close(until_ns)
+        watcher.cursors = self._cursors | self._tail.cursors
+        return raised
+
+    def _feed(self, watcher: Watcher, piece: Piece) -> None:
+        columns, loose = piece.columns, piece.loose
+        if len(columns):
+            first, last = int(columns.time_ns.min()), int(columns.time_ns.max())
+            self.first_ns = first if self.first_ns is None else min(first, self.first_ns)
+            self.last_ns = last if self.last_ns is None else max(last, self.last_ns)
+        while watcher.baseline is None and len(columns):
+            # No more rows are learned from than were asked for.
+            needed = watcher.rule.learn_rows - watcher.progress.rows
+            watcher.update(columns.take(slice(0, needed)), loose)
+            columns, loose = columns.take(slice(needed, None)), 0
+        watcher.update(columns, loose)
+
+    def _merged(self) -> Iterator[tuple[Piece, int]]:
+        """The pieces of all sources, that with the earliest row first; and by when all rows before then have come."""
+        waiting = deque(self._origins)
+        heap: list[_Head] = []
+        while waiting or heap:
+            while waiting and (not heap or waiting[0].opened_ns - SLACK_NS <= heap[0].first_ns):
+                origin = waiting.popleft()
+                yield from self._hold(heap, origin.prefix, origin.read())
+            if heap:
+                head = heapq.heappop(heap)
+                yield from self._hold(heap, head.prefix, head.rest)
+                begins = [each.first_ns for each in heap[:1]] + [origin.opened_ns for origin in list(waiting)[:1]]
+                yield head.piece, min(begins, default=head.first_ns) - SLACK_NS
+
+    def _hold(self, heap: list[_Head], prefix: str, rest: Iterator[Piece]) -> Iterator[tuple[Piece, int]]:
+        """Put the next piece of a source that has times into the heap; those without need no order."""
+        try:
+            for piece in rest:
+                if len(piece.columns):
+                    heapq.heappush(heap, _Head(int(piece.columns.time_ns.min()), prefix, piece, rest))
+                    return
+                yield piece, 0
+        except (Damaged, OSError) as error:
+            # The rest of it is not counted, which is said; all else is.
+            self.damaged[prefix] = str(error) if isinstance(error, Damaged) else error.strerror or str(error)
+
+
+def versions(data: Path, model: str | None = None, version: int | None = None) -> list[Key]:
+    """The versions of which there are predictions, of all models or of one."""
+    keys = {(place.model, place.version) for place in archive.places(data / archive.FOLDER, model, version)}
+    keys |= {(spec.model, spec.version) for spec in Tail(data / "journal").specs().values()}
+    return sorted(key for key in keys if model in (None, key[0]) and version in (None, key[1]))
+
+
+def archived(path: Path, index: Path) -> Iterator[Piece]:
+    """The rows of a file of the archive as a tail would have read them of its segment. Raises Damaged, OSError.
+
+    `index`: what is left of the segment. It tells requests that had columns from larger ones, whose rows the file
+    shows in the same way.
+    """
+    schema = archive.read_schema(path)
+    spec = source_of(schema).segment
+    own = {(column.group, column.name) for column in spec.columns}
+    tensors = [each for each in tensors_of(spec) if (each.group, each.name) in own or _is_text(each)]
+    wanted = ["row", "time_ns", "status", "whole", *(each.field for each in tensors)]
+    loose = _without_columns(spec, index)
+    begun = 0
+    for batch in archive.read(path, wanted):
+        rows = batch.num_rows
+        if batch.column("row").null_count:
+            # Requests that were refused before they had a row.
+            yield Piece(Columns(np.empty(0, np.int64)), 0, rows)
+            continue
+        begins = _numbers(batch, "row") == 0
+        request = begun + np.cumsum(begins) - 1
+        begun += int(np.count_nonzero(begins))
+        if begun > len(loose):
+            raise Damaged(f"{path.name} has more requests than what is left of its segment")
+        apart = loose[request] | np.asarray(batch.column("whole").to_numpy(zero_copy_only=False), np.bool_)
+        answered = (_numbers(batch, "status") == ANSWERED) & ~apart
+        keep: Any = slice(None) if answered.all() else answered
+        yield Piece(_columns(batch, tensors, keep), int(np.count_nonzero(begins & apart)), rows)
+
+
+def _columns(batch: pa.RecordBatch, tensors: list[Tensor], keep: Any) -> Columns:
+    features: dict[str, Array] = {}
+    outputs: dict[str, Array] = {}
+    for tensor in tensors:
+        column = batch.column(tensor.field)
+        if _is_text(tensor):
+            if column.null_count < len(column):
+                features[tensor.name] = _texts(column, tensor)[keep]
+            continue
+        values = to_array(column, tensor)
+        if tensor.group == "input":
+            features.update(flat(tensor.name, values[keep]))
+            continue
+        if column.null_count:
+            # Not computed, because nobody asked for it: missing, and no zero.
+            values = values.astype(np.float64)
+            values[np.asarray(column.is_null())] = np.nan
+        outputs[tensor.name] = values[keep]
+    return Columns(_numbers(batch, "time_ns")[keep], features, outputs)
+
+
+def _without_columns(spec: SegmentSpec, index: Path) -> Array:
+    """bool, by request in their order: whether its values had no columns in the segment. Raises Damaged, OSError."""
+    left = Segment.open(index)
+    rows = left.rows()
+    status, span = left.column("status")[:rows] != 0, left.column("span")[:rows]
+    begins = np.flatnonzero(status & (span > 0))
+    beside = [each for each in spec.side if each.group == "input"]
+    if any(each.shape == VARYING or (each.dtype != "|O" and spec.kept.get(each.name) == "full") for each in beside):
+        # Rows of no fixed shape: no request of this version had columns.
+        return np.ones(len(begins), np.bool_)
+    taken = np.add.reduceat(status.astype(np.int64), begins) if len(begins) else np.empty(0, np.int64)
+    # A request of several rows that took one row of the segment was larger than a block.
+    apart: Array = (span[begins] > 1) & (taken == 1)
+    return apart
+
+
+def _is_text(tensor: Tensor) -> bool:
+    return tensor.group == "input" and tensor.dtype == "|O" and tensor.fixed and tensor.keep.split()[0] == "full"
+
+
+def _texts(column: pa.Array, tensor: Tensor) -> Array:
+    """Strings as a tail reads them from frames: that of a row by itself, several as one text."""
+    texts = np.empty(len(column), object)
+    if tensor.shape in ((), (1,)):
+        texts[:] = column.to_pylist()
+        return texts
+    for place, value in enumerate(column.to_pylist()):
+        if value is not None:
+            nested = np.array(value, object).reshape(tensor.shape).tolist()
+            texts[place] = nested[0] if len(nested) == 1 else str(nested)
+    return texts
+
+
+def _numbers(batch: pa.RecordBatch, name: str) -> Array:
+    numbers: Array = batch.column(name).to_numpy(zero_copy_only=False)
+    return numbers
