@@ -91,6 +91,7 @@ class _Labels(msgspec.Struct, frozen=True):
     errors: list[float]
     scale: float
     bounds: dict[str, float]
+    block_ns: int
     pending: list[tuple[int, dict[str, list[float]]]]
     alarms: bytes
     seen: dict[str, int]
@@ -258,6 +259,7 @@ class Labelled:
                 self._errors,
                 self.scale,
                 self._bounds,
+                self._block_ns,
                 sorted(self._pending.items()),
                 self.alarms.to_bytes(),
                 self.seen,
@@ -265,19 +267,25 @@ class Labelled:
         )
 
     def load_labels(self, data: bytes) -> None:
-        """Go on where `labels_to_bytes` was called. Raises ValueError where they were judged in another way."""
+        """Go on where `labels_to_bytes` was called. Raises ValueError where they were judged in another way.
+
+        Where only the bounds of the losses are others now, alarms stay, and evidence is gathered anew.
+        """
         saved: _Labels = _decoded(data, _Labels)
         self.empty_labels()
-        learned = self._bounds
-        if learned and saved.bounds != learned:
-            raise ValueError("the losses are judged by other bounds now")
         self.labels = _load(self._tallies(), {name: each for name, each in saved.tallies.items() if name != "arrived"})
         self.arrived.load(saved.tallies.get("arrived", b""))
         self._learning, self._errors, self.scale = dict(saved.learning), list(saved.errors), saved.scale
-        self._pending, self.seen = dict(saved.pending), dict(saved.seen)
-        if saved.bounds and not learned:
-            self._begin(saved.bounds)
+        self.seen = dict(saved.seen)
+        for block, losses in saved.pending:
+            pending = self._pending.setdefault(block * saved.block_ns // self._block_ns, {})
+            for name, values in losses.items():
+                pending.setdefault(name, []).extend(values)
+        if saved.bounds and self.learnt is None:
+            self._begin(bounds(self.task, self._learning))
         self.alarms.load(saved.alarms)
+        if self._watch is not None and self._bounds != saved.bounds:
+            self._watch.restart()
 
     # -- what it says
 

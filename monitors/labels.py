@@ -29,7 +29,7 @@ Key = tuple[str, int]
 Subject = tuple[str, int]
 
 FILE = "labels.sqlite"
-PAGES = 20
+PAGES = 5
 """Of the ledger, in one step."""
 
 SLICE = 400

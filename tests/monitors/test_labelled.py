@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -224,7 +225,9 @@ def test_whenever_it_dies_what_is_counted_is_what_the_ledger_says(
     whole.step()
     other = whole.watchers["flights", 1].performance
     assert other is not None
-    assert other.labels["score"].to_bytes() == watched.judged.labels["score"].to_bytes()
+    for one, two in ((other.labels["score"], watched.judged.labels["score"]), (other.arrived, watched.judged.arrived)):
+        assert one.total.to_bytes() == two.total.to_bytes()
+        assert one.since(0).to_bytes() == two.since(0).to_bytes()
     watched.rig.close()
 
 
@@ -247,6 +250,36 @@ def test_a_step_that_fails_counts_nothing_and_the_next_one_everything(
         watched.service.step()
     watched.service.step()
     watched.check(dict.fromkeys(names, True))
+
+
+def test_labels_that_are_judged_in_another_way_are_counted_anew_from_the_ledger(watched: Watched) -> None:
+    truth = {name: watched.scores[name] > 0.3 for name in watched.predict(50)}
+    for name, late in truth.items():
+        watched.rig.put(late, prediction_id=name)
+    watched.step()
+    watched.service.checkpoint()
+    watched.task = replace(TASK, threshold=0.3)
+    watched.service = watched.another()
+    watched.step()
+    watched.check(truth)
+    assert watched.judged.figures()["realised"]["accuracy"].value == 1.0
+
+
+def test_a_ledger_that_is_made_anew_changes_nothing(watched: Watched) -> None:
+    truth = {name: watched.scores[name] > 0.5 for name in watched.predict(20)}
+    for name, late in truth.items():
+        watched.rig.put(late, prediction_id=name)
+        watched.rig.step()
+    watched.service.step()
+    watched.check(truth)
+    watched.rig.writer.close()
+    for path in watched.rig.data.glob("ledger.sqlite*"):
+        path.unlink()
+    watched.rig.reopen()
+    watched.rig.step()
+    assert watched.rig.ledger.fold() < 20
+    watched.step()
+    watched.check(truth)
 
 
 def test_while_the_ledger_cannot_be_read_rows_are_counted_and_it_is_said_once(

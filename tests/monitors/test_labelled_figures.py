@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,28 @@ def test_a_label_that_is_said_otherwise_later_is_no_new_evidence(tmp_path: Path)
     (alarm,) = worse(watched)
     assert alarm.finding.losses[0].rows == 100
     watched.rig.close()
+
+
+def test_another_tolerance_keeps_the_labels_and_the_alarms_and_gathers_evidence_anew() -> None:
+    scores = DICE.random(2000)
+    baseline = baseline_of(BINARY, {"x": scores}, {"p": scores}, (DICE.random(2000) < scores).astype(int))
+    version = labelled(BINARY, baseline)
+    wrong = rows_of(BINARY, {}, scores[:300], scores[:300] < 0.5, 30)
+    version.label(wrong)
+    version.hear(wrong)
+    (alarm,) = version.close(60 * 10**9)
+    version.hear(rows_of(BINARY, {}, scores[:10], scores[:10] < 0.5, 90))
+    other = Labelled.of(("m", 1), replace(BINARY, tolerance=0.1), baseline, BUDGET, 10.0)
+    other.load_labels(version.labels_to_bytes())
+    assert other.labels["score"].to_bytes() == version.labels["score"].to_bytes()
+    assert other.alarms.all == (alarm,)
+    assert other.alarms.value()["performance"]["log_m"] is None
+    assert other.is_due(110 * 10**9), "the block of 10 s that begins at 60 s has ended"
+    other.close(110 * 10**9)
+    assert other.alarms.value()["performance"]["log_m"] > 0
+    judged_otherwise = Labelled.of(("m", 1), replace(BINARY, threshold=0.7), None, BUDGET, 10.0)
+    with pytest.raises(ValueError, match="the state is of"):
+        judged_otherwise.load_labels(version.labels_to_bytes())
 
 
 def test_what_is_usual_is_learned_of_the_first_errors_of_a_number() -> None:
