@@ -75,6 +75,7 @@ class Service:
         if ledger is not None:
             self._labels = Labels(self._folder, ledger, Fetcher(data, Locator(data)), self._lock)
         self._labels_trouble = ""
+        self._unjudged: set[Key] = set()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._saved_at = float("-inf")
@@ -160,7 +161,11 @@ class Service:
         trouble = ""
         try:
             for key in self._labels.known():
-                self._watcher(key)
+                # One that gets no more rows may still get labels, as long as its model is there.
+                if key not in self.watchers and key not in self._unjudged:
+                    subject = self._subject(*key)
+                    if subject is None or subject.task is None or self._watcher(key) is None:
+                        self._unjudged.add(key)
             judged = {key: each.performance for key, each in self.watchers.items() if each.performance is not None}
             if judged:
                 self._labels.step(judged, self.now_ns() - int(GRACE_S * 1e9), tell)
