@@ -13,7 +13,7 @@ PYTEST  := $(VENV)/bin/python -m pytest -n auto
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help serve test check lint bench bench-journal bench-monitors bench-alarms loadtest lock prove-image clean
+.PHONY: help serve test check lint bench bench-journal bench-monitors bench-alarms loadtest demo lock prove-image clean
 
 help:  ## This list
 	@sed -nE 's/^([a-z-]+):.*  ## (.*)/  make \1 \t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -46,6 +46,9 @@ bench-alarms: $(VENV)/.dev  ## Simulate years without change, and delays with on
 
 loadtest: $(VENV)/.dev  ## Users with think time for a minute, report in reports/; ARGS="--pattern soak --seconds 3600"
 	@$(VENV)/bin/python -m loadtests.users $(ARGS)
+
+demo: $(VENV)/.dev  ## Nine months of flights in four minutes, with pictures in docs/; ARGS="--flights 5000 --out DIR"
+	@$(VENV)/bin/python -m examples.flights.demo $(ARGS)
 
 lock:  ## Write the lock files anew from pyproject.toml; ARGS=--upgrade moves every pin
 	@PYTHON="$$(PYTHON='$(PYTHON)' scripts/find-python)" scripts/lock $(ARGS)
