@@ -36,6 +36,9 @@ GRACE_S = 5.0
 """How long after its end a block may still get rows: a record is there when its reply is, its time is its arrival."""
 
 CHECKPOINT_S = 10.0
+LABELS_S = 2.0
+"""How often the ledger is asked for labels: what they change is written with every answer."""
+
 NICENESS = 15
 
 
@@ -64,6 +67,7 @@ class Service:
         notify: Callable[[Alarm], None],
         now_ns: Callable[[], int] = time.time_ns,
         ledger: Changes | None = None,
+        labels_s: float = LABELS_S,
     ) -> None:
         self._folder = data / "monitors"
         self._tail = Tail(data / "journal")
@@ -74,6 +78,7 @@ class Service:
         self._labels: Labels | None = None
         if ledger is not None:
             self._labels = Labels(self._folder, ledger, Fetcher(data, Locator(data)), self._lock)
+        self._labels_s, self._labels_at = labels_s, float("-inf")
         self._labels_trouble = ""
         self._unjudged: set[Key] = set()
         self._stop = threading.Event()
@@ -99,6 +104,8 @@ class Service:
         self._stop.set()
         if self._thread is not None:
             self._thread.join(timeout_s)
+        if self._labels is not None and (self._thread is None or not self._thread.is_alive()):
+            self._labels.close()
 
     def _run(self) -> None:
         with suppress(OSError):
@@ -151,7 +158,7 @@ class Service:
     def _read_labels(self) -> list[Alarm]:
         """Take in what the ledger has learned. Where that cannot be done it is said once, and tried again."""
         raised: list[Alarm] = []
-        if self._labels is None:
+        if self._labels is None or time.monotonic() - self._labels_at < self._labels_s:
             return raised
 
         def tell(alarm: Alarm) -> None:
@@ -173,7 +180,7 @@ class Service:
             trouble = str(error)
         if trouble and trouble != self._labels_trouble:
             log.error("labels cannot be read", extra={"event": "labels-failed", "reason": trouble})
-        self._labels_trouble = trouble
+        self._labels_trouble, self._labels_at = trouble, time.monotonic()
         return raised
 
     def _check(self, watcher: Watcher, spec: SegmentSpec) -> None:

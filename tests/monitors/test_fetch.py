@@ -93,4 +93,5 @@ def test_a_version_that_gets_no_more_rows_still_gets_its_labels_and_one_that_is_
     gone = Service(watched.rig.data, lambda *_: Subject(RULE, None), watched.told.append, ledger=ledger)
     gone.step()
     assert gone.watchers == {}
-    watched.rig.close()
+    gone.stop()
+    watched.close()

@@ -42,14 +42,23 @@ class Watched:
         self.dice = np.random.default_rng(3)
         self.predictions: list[str] = []
         self.scores: dict[str, float] = {}
+        self.services: list[Service] = []
         self.service = self.another()
 
     def another(self) -> Service:
         """A service that goes on from what the last one saved."""
         subject = Subject(RULE, self.baseline, self.task)
-        return Service(
-            self.rig.data, lambda *_: subject, self.told.append, lambda: self.rig.clock.now_ns(), self.rig.ledger
+        made = Service(
+            self.rig.data, lambda *_: subject, self.told.append, lambda: self.rig.clock.now_ns(), self.rig.ledger, 0.0
         )
+        self.services.append(made)
+        return made
+
+    def close(self) -> None:
+        """Close everything; what was not saved is lost."""
+        for service in self.services:
+            service.stop()
+        self.rig.close()
 
     def predict(self, count: int) -> list[str]:
         """So many requests of one row, a second apart."""
@@ -95,7 +104,7 @@ class Watched:
 def watched(tmp_path: Path) -> Any:
     made = Watched(tmp_path / "data")
     yield made
-    made.rig.close()
+    made.close()
 
 
 def test_labels_that_come_late_are_joined_with_what_was_said(watched: Watched) -> None:
@@ -228,7 +237,7 @@ def test_whenever_it_dies_what_is_counted_is_what_the_ledger_says(
     for one, two in ((other.labels["score"], watched.judged.labels["score"]), (other.arrived, watched.judged.arrived)):
         assert one.total.to_bytes() == two.total.to_bytes()
         assert one.since(0).to_bytes() == two.since(0).to_bytes()
-    watched.rig.close()
+    watched.close()
 
 
 def test_a_step_that_fails_counts_nothing_and_the_next_one_everything(

@@ -129,7 +129,7 @@ def test_worse_losses_raise_an_alarm_once_and_usual_ones_none(tmp_path: Path, fr
     watched.step()
     assert watched.judged.alarms.latched == ()
     assert worse(watched) == [alarm]
-    watched.rig.close()
+    watched.close()
 
 
 def worse(watched: Watched) -> list[Alarm]:
@@ -158,7 +158,7 @@ def test_a_label_that_is_said_otherwise_later_is_no_new_evidence(tmp_path: Path)
     watched.step()
     (alarm,) = worse(watched)
     assert alarm.finding.losses[0].rows == 100
-    watched.rig.close()
+    watched.close()
 
 
 def test_another_tolerance_keeps_the_labels_and_the_alarms_and_gathers_evidence_anew() -> None:
@@ -230,7 +230,7 @@ def test_a_scrape_has_realised_and_estimated_figures_with_the_rows_they_rest_on(
     assert found["samples", "accuracy", "estimated"] == 100
     assert found["error", "log_loss", "realised"] > 0
     assert all(np.isfinite(value) for value in found.values())
-    watched.rig.close()
+    watched.close()
 
 
 def test_the_labels_of_training_data_are_learnt_by_the_command(
