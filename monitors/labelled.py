@@ -27,6 +27,10 @@ from monitors.window import Panes
 PANES = 24
 """A window is the sum of so many panes."""
 
+STEPS = 1024
+"""Losses of a block are rounded down to so many steps and counted: little evidence is lost, and a block of any number
+of labels takes as much memory as one of a few."""
+
 SECOND_NS = 1_000_000_000
 WATCH = "performance"
 
@@ -92,7 +96,7 @@ class _Labels(msgspec.Struct, frozen=True):
     scale: float
     bounds: dict[str, float]
     block_ns: int
-    pending: list[tuple[int, dict[str, list[float]]]]
+    pending: list[tuple[int, dict[str, dict[int, int]]]]
     alarms: bytes
     seen: dict[str, int]
 
@@ -143,7 +147,7 @@ class Labelled:
         self.labels = self._tallies()
         self.arrived = ByTime(self.labels["score"].total.fresh, self.task.window_ns)
         self.seen = {"labels": 0, "superseded": 0, "withdrawn": 0, "apart": 0}
-        self._pending: dict[int, dict[str, list[float]]] = {}
+        self._pending: dict[int, dict[str, Counts]] = {}
         self._learning: dict[str, tuple[float, int]] = {}
         self._errors: list[float] = []
         self.scale = 0.0 if self.learnt is None else self.learnt.scale
@@ -199,9 +203,12 @@ class Labelled:
                 continue
             # Blocks close in the order of time: what comes late counts in the one that is open.
             at = max([block, *self._pending])
-            pending = self._pending.setdefault(at, {})
             for name, values in self.task.losses(scores, truth, self.scale).items():
-                pending.setdefault(name, []).extend(values.tolist())
+                self._wait(at, name, np.bincount((values * STEPS).astype(np.int64), minlength=STEPS + 1))
+
+    def _wait(self, block: int, loss: str, counts: Counts) -> None:
+        pending = self._pending.setdefault(block, {})
+        pending[loss] = counts if loss not in pending else pending[loss] + counts
 
     def _learn(self, scores: Floats, truth: Floats) -> None:
         """What losses are usual, where no baseline says it: those of the first labels."""
@@ -234,8 +241,8 @@ class Labelled:
             if block == newest and (block + 1) * self._block_ns > until_ns:
                 break
             assert self._watch is not None
-            for name, values in sorted(self._pending.pop(block).items()):
-                self._watch.update(name, values, None, block * self._block_ns)
+            for name, counts in sorted(self._pending.pop(block).items()):
+                self._watch.update(name, np.arange(STEPS + 1) / STEPS, counts, block * self._block_ns)
             raised += self.alarms.check((block + 1) * self._block_ns)
         return raised
 
@@ -260,7 +267,10 @@ class Labelled:
                 self.scale,
                 self._bounds,
                 self._block_ns,
-                sorted(self._pending.items()),
+                [
+                    (block, {name: {int(at): int(counts[at]) for at in np.flatnonzero(counts)} for name, counts in own})
+                    for block, own in sorted((block, sorted(losses.items())) for block, losses in self._pending.items())
+                ],
                 self.alarms.to_bytes(),
                 self.seen,
             )
@@ -278,9 +288,10 @@ class Labelled:
         self._learning, self._errors, self.scale = dict(saved.learning), list(saved.errors), saved.scale
         self.seen = dict(saved.seen)
         for block, losses in saved.pending:
-            pending = self._pending.setdefault(block * saved.block_ns // self._block_ns, {})
-            for name, values in losses.items():
-                pending.setdefault(name, []).extend(values)
+            for name, steps in losses.items():
+                counts = np.zeros(STEPS + 1, np.int64)
+                counts[list(steps)] = list(steps.values())
+                self._wait(block * saved.block_ns // self._block_ns, name, counts)
         if saved.bounds and self.learnt is None:
             self._begin(bounds(self.task, self._learning))
         self.alarms.load(saved.alarms)

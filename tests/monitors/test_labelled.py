@@ -172,6 +172,21 @@ def test_a_label_of_a_failed_prediction_is_counted_apart(watched: Watched) -> No
     assert watched.judged.seen["apart"] == 1
 
 
+def test_an_output_that_is_not_there_is_named_once_and_its_labels_are_counted_apart(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    watched = Watched(tmp_path / "data", task=replace(TASK, score="probability"))
+    names = watched.predict(5)
+    watched.rig.put(True, prediction_id=names[0])
+    watched.step()
+    watched.step()
+    assert watched.judged.trouble == "monitor.performance.score 'probability' is no output of the model: it has p"
+    assert [each.message for each in caplog.records].count("answers cannot be judged") == 1
+    assert watched.judged.seen == {"labels": 0, "superseded": 0, "withdrawn": 0, "apart": 1}
+    assert watched.judged.value()["realised"]["accuracy"]["n"] == 0
+    watched.close()
+
+
 def test_labels_of_an_archived_segment_are_joined_and_taken_out_again_when_even_that_is_gone(watched: Watched) -> None:
     names = watched.predict(30)
     watched.step()

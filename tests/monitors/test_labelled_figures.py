@@ -99,6 +99,10 @@ def test_many_classes_and_numbers_are_estimated_too() -> None:
     number.label(rows_of(NUMBER, {"x": x[hard]}, x[hard], (x + off)[hard]))
     assert number.figures()["realised"]["mae"].value == pytest.approx(expected)
     assert abs(number.value()["reconciled"]["mae"]["z"]) < 4
+    loss = number.labels["loss"].total
+    assert loss.value()["mae"]["value"] == pytest.approx(expected)
+    number.retract(rows_of(NUMBER, {"x": x[hard]}, x[hard], (x + off)[hard]))
+    assert loss.to_bytes() == loss.fresh().to_bytes()
 
 
 @pytest.mark.parametrize("from_baseline", [True, False])
@@ -170,6 +174,9 @@ def test_another_tolerance_keeps_the_labels_and_the_alarms_and_gathers_evidence_
     version.hear(wrong)
     (alarm,) = version.close(60 * 10**9)
     version.hear(rows_of(BINARY, {}, scores[:10], scores[:10] < 0.5, 90))
+    same = labelled(BINARY, baseline)
+    same.load_labels(version.labels_to_bytes())
+    assert same.labels_to_bytes() == version.labels_to_bytes()
     other = Labelled.of(("m", 1), replace(BINARY, tolerance=0.1), baseline, BUDGET, 10.0)
     other.load_labels(version.labels_to_bytes())
     assert other.labels["score"].to_bytes() == version.labels["score"].to_bytes()
