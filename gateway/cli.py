@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from gateway import __version__, settings
@@ -15,6 +16,7 @@ from gateway.errors import HeadgateError, SettingError
 from gateway.feedback import cli as feedback_cli
 from gateway.journal import cli as journal_cli
 from gateway.replay import cli as replay_cli
+from monitors import options as monitor_options
 from monitors.grafana import cli as grafana_cli
 
 
@@ -67,7 +69,31 @@ def _parser() -> argparse.ArgumentParser:
     journal_cli.add_parser(commands)
     replay_cli.add_parser(commands)
     grafana_cli.add_parser(commands)
+    _monitor_parsers(commands)
     return parser
+
+
+def _monitor_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    baseline = commands.add_parser("baseline", help="build what live rows are compared with")
+    verbs = baseline.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    build = verbs.add_parser(
+        "build",
+        help="count training data into the baseline of a version",
+        description="Count the training data of a version and put the counts into its folder, and into its manifest.",
+    )
+    monitor_options.baseline_arguments(build)
+    build.set_defaults(run=_baseline_build)
+    monitor = commands.add_parser("monitor", help="watch predictions that were made before")
+    verbs = monitor.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    backfill = verbs.add_parser(
+        "backfill",
+        help="run the monitors over all predictions that are kept",
+        description="Run the monitors of a server over all predictions that are kept, in order of time, and print "
+        "drift, data quality and every alarm that would have been raised. It may run beside a server.",
+    )
+    settings.add_arguments(backfill, only=("models", "data"))
+    monitor_options.backfill_arguments(backfill)
+    backfill.set_defaults(run=_monitor_backfill)
 
 
 def _add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -152,6 +178,27 @@ def _model_add(args: argparse.Namespace) -> int:
     )
     print(f"added {args.name} version {folder.name}")
     return 0
+
+
+def _baseline_build(args: argparse.Namespace) -> int:
+    from monitors import cli as baseline_cli
+
+    return baseline_cli.run(args)
+
+
+def _monitor_backfill(args: argparse.Namespace) -> int:
+    from gateway import server
+    from gateway.control.monitoring import subject
+    from monitors import backfill_cli
+
+    chosen = settings.load(vars(args), os.environ)
+    lock = server.hold(chosen) if args.write else None
+    try:
+        now_ns = journal_cli.SystemClock.now_ns()
+        return backfill_cli.run(args, chosen.data, partial(subject, chosen.models), now_ns)
+    finally:
+        if lock is not None:
+            os.close(lock)
 
 
 def _model_check(args: argparse.Namespace) -> int:

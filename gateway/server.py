@@ -197,7 +197,7 @@ def run(settings: Settings) -> int:
     data_port = bind(settings.host, settings.port, "host")
     admin_port = bind(settings.admin_host, settings.admin_port, "admin_host")
     folder = RunFolder(settings.data.absolute())
-    lock = _lock(settings)
+    lock = hold(settings)
     shutil.rmtree(folder.path, ignore_errors=True)
     folder.path.mkdir(mode=0o700)
     folder.write_settings(settings)
@@ -212,7 +212,7 @@ def run(settings: Settings) -> int:
         os.close(lock)
 
 
-def _lock(settings: Settings) -> int:
+def hold(settings: Settings) -> int:
     """Hold the data folder: two servers in one would overwrite each other's files. Raises SettingError."""
     try:
         settings.data.mkdir(parents=True, exist_ok=True)

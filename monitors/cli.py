@@ -8,38 +8,24 @@ from collections.abc import Callable
 from pathlib import Path
 
 from gateway.models.config import parse
+from gateway.models.package import add_file
 from monitors.baseline.build import Progress, build
 from monitors.baseline.document import FILE, Baseline
 from monitors.baseline.layout import Category, Layout, Numeric
 from monitors.baseline.source import Roles, TableFile
 from monitors.learnt import PART, Learner
+from monitors.options import baseline_arguments as add_arguments
 from monitors.task import Task
 from monitors.types import Monitor
 
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `headgate baseline build`."""
-    parser.add_argument("folder", type=Path, help="a version folder, such as models/flights/2")
-    parser.add_argument("data", type=Path, help="the training data: a .parquet or .csv file of any size")
-    parser.add_argument("--features", type=_names, default=(), metavar="A,B", help="the features (default: the rest)")
-    parser.add_argument(
-        "--input",
-        type=_input,
-        action="append",
-        default=[],
-        metavar="NAME=A,B",
-        help="the columns that are the values of an input tensor, in their order",
-    )
-    parser.add_argument("--categorical", type=_names, default=(), metavar="A,B", help="numbers that are categories")
-    parser.add_argument("--outputs", type=_names, default=(), metavar="A,B", help="the model's answers on the data")
-    parser.add_argument("--label", type=_pair, action="append", default=[], metavar="NAME=COLUMN", help="what happened")
-    parser.add_argument("--time", metavar="COLUMN", help="when each row was, for baselines by hour of the week")
-    parser.add_argument("--slice", type=_names, default=(), metavar="A,B", help="columns to count apart by value")
-    parser.add_argument("--exclude", type=_names, default=(), metavar="A,B", help="columns to leave out")
+__all__ = ["add_arguments", "labels_of", "progress_bar", "run", "summary", "task_of"]
 
 
 def run(args: argparse.Namespace) -> int:
-    """Build the baseline and write it into the version folder; 2 where the data or the options are wrong."""
+    """Build the baseline and add it to the version folder; 2 where the data or the options are wrong.
+
+    Raises LoadRejected where the manifest of the folder cannot be read; OSError.
+    """
     if not args.folder.is_dir():
         print(f"headgate: {args.folder} is no folder", file=sys.stderr)
         return 2
@@ -54,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     except ValueError as error:
         print(f"\rheadgate: {error}", file=sys.stderr)
         return 2
-    baseline.save(args.folder / FILE)
+    add_file(args.folder, FILE, baseline.to_bytes())
     print(summary(baseline))
     return 0
 
@@ -121,21 +107,3 @@ def progress_bar(rows: int | None) -> Progress | None:
 
 def _is_open(feature: Numeric | Category) -> bool:
     return isinstance(feature, Category) and feature.open_ended
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(",") if name.strip())
-
-
-def _input(text: str) -> tuple[str, tuple[str, ...]]:
-    name, _, columns = text.partition("=")
-    if not name or not _names(columns):
-        raise argparse.ArgumentTypeError(f"NAME=COLUMN,COLUMN expected, got {text!r}")
-    return name, _names(columns)
-
-
-def _pair(text: str) -> tuple[str, str]:
-    name, _, column = text.partition("=")
-    if not name:
-        raise argparse.ArgumentTypeError(f"NAME=COLUMN expected, got {text!r}")
-    return name, column or name

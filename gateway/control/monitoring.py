@@ -5,29 +5,27 @@ from __future__ import annotations
 import asyncio
 import base64
 import logging
-import math
 import secrets
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from msgspec.structs import asdict
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from gateway.errors import InvalidRequest, NotFound, UnknownVersion
+from gateway.errors import InvalidRequest, LoadRejected, NotFound, UnknownVersion
 from gateway.http.messages import json_response, read_document
 from gateway.ledger import dialect
 from gateway.ledger.reading import Ledger, LedgerUnavailable
 from gateway.models.config import ModelConfig, parse
-from gateway.models.manifest import parse_version
+from gateway.models.manifest import MANIFEST, parse_version, read_manifest, verified_file
 from gateway.settings import Settings
 from monitors.baseline.document import FILE, Baseline
-from monitors.drift.report import drift
-from monitors.quality.report import quality
+from monitors.report import plain, table
 from monitors.service import Service, Subject
 from monitors.task import Task
 from monitors.watcher import Rule, Watcher
@@ -35,18 +33,19 @@ from monitors.webhook import SECRET_PREFIX, Webhook, cloud_event, post, secret_o
 
 log = logging.getLogger("headgate.monitoring")
 
+MAX_BASELINE_BYTES = 512 << 20
+
 
 class Monitoring:
     """The monitors, the webhook that their alarms go to, and the routes of the admin port."""
 
     def __init__(self, settings: Settings) -> None:
         """Raises ValueError where the webhook's URL or secret cannot be used."""
-        self._models = settings.models
         self._webhook = None
         if settings.alarm_webhook:
             self._webhook = Webhook(post(settings.alarm_webhook, timeout_s=10.0), _secrets(settings.data))
         self._ledger = Ledger(dialect.location(settings.data))
-        self.service = Service(settings.data, self._subject, self._notify, ledger=self._ledger)
+        self.service = Service(settings.data, partial(subject, settings.models), self._notify, ledger=self._ledger)
 
     def start(self) -> None:
         """Begin to read the journal."""
@@ -60,29 +59,11 @@ class Monitoring:
         if self._webhook is not None:
             self._webhook.close()
 
-    def _subject(self, model: str, version: int) -> Subject | None:
-        folder = self._models / model
-        try:
-            config = parse((folder / "model.toml").read_bytes())
-        except (OSError, ValueError):
-            # A broken file is the lifecycle's to complain about; the rows are counted meanwhile.
-            config = ModelConfig()
-        baseline = None
-        try:
-            baseline = Baseline.load(folder / str(version) / FILE)
-        except FileNotFoundError:
-            pass
-        except (OSError, ValueError) as error:
-            facts = {"model": model, "version": version, "reason": str(error)}
-            log.error("baseline cannot be read", extra={"event": "baseline-failed", **facts})
-        rule = {name: value for name, value in asdict(config.monitor).items() if name != "performance"}
-        return Subject(Rule(**rule), baseline, Task.of(config))
-
     def _notify(self, alarm: Any) -> None:
         if self._webhook is not None:
             subject = f"{alarm.model}/{alarm.version}"
             event = cloud_event(
-                alarm.id, "headgate.alarm", "headgate", subject, alarm.raised_ns, _plain(alarm.explain())
+                alarm.id, "headgate.alarm", "headgate", subject, alarm.raised_ns, plain(alarm.explain())
             )
             self._webhook.send(event)
 
@@ -100,7 +81,7 @@ class Monitoring:
     async def _list(self, request: Request) -> Response:
         """``GET /api/monitors``: how far each watcher is, and its evidence."""
         found = await asyncio.to_thread(self.service.read, lambda watcher: watcher.value())
-        return json_response(_plain([_named(key, value) for key, value in found.items()]))
+        return json_response(plain([_named(key, value) for key, value in found.items()]))
 
     async def _one(self, request: Request) -> Response:
         """``GET /api/monitors/{model}/{version}``: every statistic of every feature of the window."""
@@ -114,7 +95,7 @@ class Monitoring:
         if watcher.performance is not None:
             label = watcher.performance.task.label
             table["performance"] |= await asyncio.to_thread(self._coverage, key, label)
-        return json_response(_plain(table))
+        return json_response(plain(table))
 
     def _coverage(self, key: tuple[str, int], label: str) -> dict[str, Any]:
         """How many predictions have a label by which age, as the ledger says."""
@@ -128,7 +109,7 @@ class Monitoring:
         """``GET /api/alarms``: every alarm that is remembered, with its explanation."""
         found = await asyncio.to_thread(self.service.read, _alarms_of)
         return json_response(
-            _plain([alarm for alarms in found.values() if isinstance(alarms, list) for alarm in alarms])
+            plain([alarm for alarms in found.values() if isinstance(alarms, list) for alarm in alarms])
         )
 
     async def _acknowledge(self, request: Request) -> Response:
@@ -143,7 +124,37 @@ class Monitoring:
         alarm = await asyncio.to_thread(self.service.acknowledge, name, by, note, quiet_s)
         if alarm is None:
             raise NotFound(f"there is no alarm {name[:64]!r}")
-        return json_response(_plain(alarm.explain()))
+        return json_response(plain(alarm.explain()))
+
+
+def subject(models: Path, model: str, version: int) -> Subject:
+    """How a version in a folder of models is watched, and against what."""
+    folder = models / model
+    try:
+        config = parse((folder / "model.toml").read_bytes())
+    except (OSError, ValueError):
+        # A broken file is the lifecycle's to complain about; the rows are counted meanwhile.
+        config = ModelConfig()
+    rule = {name: value for name, value in asdict(config.monitor).items() if name != "performance"}
+    return Subject(Rule(**rule), _baseline(folder / str(version), model, version), Task.of(config))
+
+
+def _baseline(folder: Path, model: str, version: int) -> Baseline | None:
+    """The baseline of a version; None where it has none, or one that must not be used, which is logged."""
+    try:
+        if not (folder / MANIFEST).exists():
+            return Baseline.load(folder / FILE)
+        manifest = read_manifest(folder, model, version)
+        if FILE in manifest.files:
+            return Baseline.from_bytes(verified_file(folder, FILE, manifest, MAX_BASELINE_BYTES))
+        if (folder / FILE).exists():
+            raise LoadRejected(f"{FILE} is there, but {MANIFEST} does not list it")
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError, LoadRejected) as error:
+        facts = {"model": model, "version": version, "reason": str(error)}
+        log.error("baseline cannot be used", extra={"event": "baseline-failed", **facts})
+    return None
 
 
 def _secrets(data: Path) -> list[bytes]:
@@ -171,28 +182,4 @@ def _table(watcher: Watcher) -> dict[str, Any]:
         found["performance"] = watcher.performance.value()
     if watcher.baseline is None:
         return found
-    names = watcher.baseline.layout.names
-    features: dict[str, dict[str, Any]] = {name: {} for name in names}
-    for statistic, result in drift(watcher.baseline.state, watcher.window).items():
-        for row, name in enumerate(names):
-            fields = ("value", "debiased", "null_mean", "null_sd", "lower", "upper", "p", "n", "m")
-            features[name][statistic] = {field: float(getattr(result, field)[row]) for field in fields}
-    for kind, rate in quality(watcher.baseline.state, watcher.window).items():
-        for row, name in enumerate(names):
-            features[name][kind] = {
-                field: float(getattr(rate, field)[row]) for field in ("rate", "low", "high", "expected")
-            }
-    return {**found, "features": features}
-
-
-def _plain(value: Any) -> Any:
-    """The same without numbers that JSON lacks: they become null."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
-    if isinstance(value, np.generic):
-        return _plain(value.item())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+    return {**found, "features": table(watcher.baseline.state, watcher.window)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import shutil
 from pathlib import Path
@@ -21,6 +22,7 @@ from gateway.models.manifest import (
     check_model_name,
     entry_for,
     parse_version,
+    read_manifest,
 )
 from gateway.models.options import SessionOptions
 from gateway.models.quarantine import Job, Report, try_version
@@ -29,7 +31,7 @@ MAX_MODEL_BYTES = 512 << 20
 MEMORY_BYTES = 512 << 20
 TIMEOUT_S = 120.0
 
-__all__ = ["Lineage", "add_version", "check_version"]
+__all__ = ["Lineage", "add_file", "add_version", "check_version"]
 
 
 def check_version(folder: Path, model: str, version: int, config: model_config.ModelConfig | None = None) -> Report:
@@ -84,7 +86,7 @@ def add_version(
             lineage=lineage or Lineage(),
             signature=report.contract,
         )
-        contents[MANIFEST] = msgspec.json.format(msgspec.json.encode(manifest)) + b"\n"
+        contents[MANIFEST] = _encoded(manifest)
         for file, content in contents.items():
             durable.write(staging / file, content)
         check_version(staging, name, version)
@@ -96,6 +98,37 @@ def add_version(
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return target
+
+
+def add_file(folder: Path, name: str, content: bytes) -> None:
+    """Put a file into a version folder, in place of one of that name.
+
+    Where the folder has a manifest the file is listed there, and no server sees one of the two without the other.
+    Raises LoadRejected where the manifest is not valid; OSError.
+    """
+    folder = folder.resolve()
+    if not (folder / MANIFEST).exists():
+        part = folder / f".{name}.part"
+        durable.write(part, content)
+        part.replace(folder / name)
+        durable.sync(folder)
+        return
+    manifest = read_manifest(folder, folder.parent.name, parse_version(folder.name) or 0)
+    manifest = msgspec.structs.replace(manifest, files=manifest.files | {name: entry_for(content)})
+    staging = folder.with_name(f".adding-{folder.name}-{secrets.token_hex(4)}")
+    try:
+        shutil.copytree(folder, staging, ignore=shutil.ignore_patterns(name, MANIFEST), copy_function=os.link)
+        durable.write(staging / name, content)
+        durable.write(staging / MANIFEST, _encoded(manifest))
+        durable.sync(staging)
+        shutil.rmtree(durable.exchange(staging, folder))
+        durable.sync(folder.parent)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _encoded(manifest: Manifest) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(manifest)) + b"\n"
 
 
 def _read_model(path: Path) -> bytes:
