@@ -136,10 +136,14 @@ class Service:
             if watcher is not None:
                 raised += self._feed(watcher, prefixes)
                 self._check(watcher, specs[prefixes[-1]])
+            else:
+                for prefix in prefixes:
+                    self._tail.leave(prefix)
         for alarm in raised:
             self._tell(alarm)
         raised += self._read_labels()
-        self.lag = sum(self._tail.waiting(prefix) for prefixes in groups.values() for prefix in prefixes)
+        watched = [prefixes for key, prefixes in groups.items() if key in self.watchers]
+        self.lag = sum(self._tail.waiting(prefix) for prefixes in watched for prefix in prefixes)
         if time.monotonic() - self._saved_at >= CHECKPOINT_S or raised:
             self.checkpoint()
             self._finished = frozenset(
@@ -230,7 +234,8 @@ class Service:
                 log.warning("monitors begin anew", extra={"event": "monitors-anew", **facts})
                 watcher = Watcher(*key, subject.rule, subject.baseline, subject.task)
         self._tail.cursors.update(watcher.cursors)
-        self.watchers[key] = watcher
+        with self._lock:
+            self.watchers[key] = watcher
         return watcher
 
     def _is_learning(self, key: Key) -> bool:
@@ -244,7 +249,8 @@ class Service:
         self._ignored.discard(key)
         if self._labels is not None:
             self._labels.forget(key)
-        watcher = self.watchers.pop(key, None)
+        with self._lock:
+            watcher = self.watchers.pop(key, None)
         if watcher is not None:
             self._tail.forget(set(watcher.cursors))
 

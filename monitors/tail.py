@@ -76,42 +76,53 @@ class Tail:
     def __init__(self, folder: Path, cursors: dict[str, int] | None = None) -> None:
         self._folder = folder
         self._open: dict[str, Segment] = {}
+        self._done: dict[str, SegmentSpec] = {}
         self.cursors = dict(cursors or {})
         self.damaged: dict[str, str] = {}
 
     def specs(self) -> dict[str, SegmentSpec]:
-        """Every segment that is there, by prefix, oldest first; new ones are opened."""
+        """Every segment that is there, by prefix, oldest first; new ones are opened, those that are done are closed."""
         present = {path.stem: path for path in segments(self._folder)}
-        for prefix in [prefix for prefix in self._open if prefix not in present]:
-            del self._open[prefix]
+        for prefix, segment in list(self._open.items()):
+            # A mapping holds its file, also after a smaller one has taken its name.
+            if self.is_done(prefix):
+                self._done[prefix] = segment.spec
+            if prefix in self._done or prefix not in present:
+                del self._open[prefix]
+        for prefix in [prefix for prefix in self._done if prefix not in present]:
+            del self._done[prefix]
         for prefix, path in present.items():
-            if prefix not in self._open and prefix not in self.damaged:
+            if prefix not in self._open and prefix not in self._done and prefix not in self.damaged:
                 try:
                     self._open[prefix] = Segment.open(path)
                 except Damaged as error:
                     self.damaged[prefix] = str(error)
                 except FileNotFoundError:
                     continue
-        return {prefix: self._open[prefix].spec for prefix in present if prefix in self._open}
+        known = {prefix: segment.spec for prefix, segment in self._open.items()} | self._done
+        return {prefix: known[prefix] for prefix in present if prefix in known}
 
     def waiting(self, prefix: str) -> int:
         """Rows of a segment that were not read yet."""
-        segment = self._open[prefix]
-        return segment.rows() - self.cursors.get(prefix, 0)
-
-    def next_time_ns(self, prefix: str) -> int | None:
-        """When the next unread row of a segment came; None where there is none."""
-        segment, cursor = self._open[prefix], self.cursors.get(prefix, 0)
-        return int(segment.column("time_ns")[cursor]) if cursor < segment.rows() else None
+        segment = self._open.get(prefix)
+        return 0 if segment is None else segment.rows() - self.cursors.get(prefix, 0)
 
     def is_done(self, prefix: str) -> bool:
         """Whether nothing more will come from a segment."""
-        segment = self._open[prefix]
-        return segment.sealed and self.waiting(prefix) == 0
+        segment = self._open.get(prefix)
+        return segment is None or (segment.sealed and self.waiting(prefix) == 0)
+
+    def leave(self, prefix: str) -> None:
+        """Close a segment that nobody will read, once nothing more can come."""
+        segment = self._open.get(prefix)
+        if segment is not None and segment.sealed:
+            self._done[prefix] = segment.spec
 
     def read(self, prefix: str, limit: int = BATCH_ROWS) -> Iterator[Rows]:
         """What is new in one segment, in stretches of at most `limit` rows; the cursor moves behind each of them."""
-        segment = self._open[prefix]
+        segment = self._open.get(prefix)
+        if segment is None:
+            return
         while (start := self.cursors.get(prefix, 0)) < (end := segment.rows()):
             stop = min(end, start + limit)
             rows = _rows(segment, start, stop)
@@ -119,9 +130,10 @@ class Tail:
             yield rows
 
     def forget(self, prefixes: set[str]) -> None:
-        """Drop the cursors of segments that are gone for good."""
+        """Begin anew with these segments: nothing of them was read."""
         for prefix in prefixes:
             self.cursors.pop(prefix, None)
+            self._done.pop(prefix, None)
 
 
 def _rows(segment: Segment, start: int, stop: int) -> Rows:

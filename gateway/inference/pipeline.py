@@ -195,6 +195,7 @@ class Pipeline:
 
     def tick(self) -> None:
         """Set the gauges and look after the journal; called every so often."""
+        self._release_gone()
         if self.journal is not None:
             self.journal.tick(time.monotonic())
         for servable, engine in self._engines.items():
@@ -207,10 +208,13 @@ class Pipeline:
     # -- through
 
     def _engine(self, servable: Servable) -> Engine:
-        gone = [each for each in self._engines if each.in_flight == 0 and not self._table.serves(each)]
-        self.release(gone)
+        self._release_gone()
         engine = self._engines[servable] = Engine(servable, self.limits, self.journal)
         return engine
+
+    def _release_gone(self) -> None:
+        """Let go of what belongs to versions that nobody can ask for any more."""
+        self.release([each for each in self._engines if each.in_flight == 0 and not self._table.serves(each)])
 
     def _schedule(self, engine: Engine) -> None:
         """Run what waits for `engine` at the end of this turn."""

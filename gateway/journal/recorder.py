@@ -150,6 +150,10 @@ class Recorder:
 
     def _roll(self, lane: int) -> None:
         segment = self._segments[lane]
+        window = self._windows[lane]
+        if window is not None:
+            # Whoever fills it asks for another one.
+            window.full = True
         if segment is not None:
             segment.close_window()
             self.closing.append(segment)

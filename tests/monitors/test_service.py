@@ -243,6 +243,23 @@ def test_a_scrape_has_the_scores_the_evidence_and_the_rows(tmp_path: Path) -> No
     assert all(np.isfinite(value) for value in found.values())
 
 
+def test_segments_that_are_done_are_let_go_of(tmp_path: Path) -> None:
+    gate = Gate(tmp_path)
+    watching = service(tmp_path, trained())
+    for _ in range(5):
+        gate.send(10)
+        for recorder in gate.journal._recorders.values():
+            recorder.roll(0)
+        gate.journal.tick(time.monotonic())
+        watching.step()
+    gate.pipeline.close()
+    watching.step()
+    watching.step()
+    assert len(segments(tmp_path / "journal")) == 5
+    assert watching._tail._open == {}
+    assert watching.watchers["m", 1].progress.rows == gate.rows
+
+
 def test_another_baseline_begins_anew_and_keeps_what_was_counted(tmp_path: Path) -> None:
     gate = Gate(tmp_path)
     watching = service(tmp_path, trained())

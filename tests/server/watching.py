@@ -115,10 +115,17 @@ class Holding(NamedTuple):
     threads: int
 
 
+def kib_of(pid: int, row: str) -> int:
+    """A row of /proc/PID/status, in KiB."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next((int(line.split()[1]) for line in lines if line.startswith(row + ":")), 0)
+
+
 def holding(pid: int) -> Holding:
     """What a server holds, all its processes together."""
     members = family(pid)
-    pages = sum(int(Path(f"/proc/{each}/statm").read_text().split()[1]) for each in members)
+    # Pages of the journal's segments are the file's: what a process needs for itself is its anonymous memory.
+    anonymous = sum(kib_of(each, "RssAnon") for each in members)
     descriptors = sum(len(os.listdir(f"/proc/{each}/fd")) for each in members)
     threads = sum(len(os.listdir(f"/proc/{each}/task")) for each in members)
-    return Holding(pages * os.sysconf("SC_PAGE_SIZE") / 2**20, descriptors, threads)
+    return Holding(anonymous / 1024, descriptors, threads)
