@@ -12,15 +12,13 @@ import sys
 from calendar import month_name
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import pandas as pd
 from threadpoolctl import threadpool_limits
 
 from examples.flights.train import COLUMNS, LATE, NUMBERS, RELEASES, Release, fit, load_flights
-from gateway.models import durable
 from gateway.models.config import parse
-from gateway.models.manifest import MANIFEST, entry_for, read_manifest
+from gateway.models.package import add_file
 from monitors.baseline.build import Arrays, build
 from monitors.baseline.document import FILE, Baseline
 from monitors.cli import summary
@@ -77,20 +75,6 @@ def baseline_of(rows: pd.DataFrame) -> Baseline:
     return build(source, monitors={PART: lambda _: learner})
 
 
-def add(folder: Path, name: str, version: int, baseline: Baseline) -> None:
-    """Write the baseline into a version folder, and into its manifest."""
-    manifest = read_manifest(folder, name, version)
-    data = baseline.to_bytes()
-    entries = {**manifest.files, FILE: entry_for(data)}
-    changed = msgspec.structs.replace(manifest, files=entries)
-    durable.write(folder / FILE, data)
-    # The name changes last: a server never reads a manifest whose files are not there.
-    part = folder / f".{MANIFEST}.part"
-    durable.write(part, msgspec.json.format(msgspec.json.encode(changed)) + b"\n")
-    part.replace(folder / MANIFEST)
-    durable.sync(folder)
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Parse the command line and add the baselines."""
     parser = argparse.ArgumentParser(
@@ -107,7 +91,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"{options.models} has no version {release.version}: train.py makes it", file=sys.stderr)
             return 1
         baseline = baseline_of(training_rows(flights, release))
-        add(folder, home.name, release.version, baseline)
+        add_file(folder, FILE, baseline.to_bytes())
         print(f"{home.name} {release.version}: {summary(baseline)}")
     return 0
 

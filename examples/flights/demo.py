@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import select
 import shutil
 import subprocess
@@ -40,8 +41,11 @@ START_S = 60.0
 LEAST_WINDOW_S = 60.0
 """What model.toml takes for the window of drift."""
 
-LARGEST_PSI = 2.0
+LARGEST_PSI = 1.0
 """Where the picture of drift ends: by summer no temperature is one of winter."""
+
+LEAST_ROWS = 300
+"""Figures that rest on fewer are left out."""
 
 Key = tuple[str, ...]
 
@@ -108,9 +112,8 @@ def serving(models: Path, scratch: Path) -> Iterator[tuple[str, str]]:
             if " on http://" not in line:
                 raise OSError(f"the server did not start: {log.read_text()[-2000:]}")
             url = line.strip().rpartition(" on ")[2]
-            started = [json.loads(each) for each in log.read_text().splitlines() if '"started"' in each]
             _wait_ready(url, process, log)
-            yield url, str(started[0]["admin"])
+            yield url, _admin_of(log)
         finally:
             process.terminate()
 
@@ -126,6 +129,19 @@ def _wait_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
                 said = log.read_text()[-2000:]
                 raise OSError(f"the server did not become ready ({error}); it logged {said}") from error
         time.sleep(0.2)
+
+
+def _admin_of(log: Path) -> str:
+    """The address of the admin port, from the line that the server logs when all of its processes have started."""
+    deadline = time.monotonic() + START_S
+    while time.monotonic() < deadline:
+        # The last line may be half written.
+        lines = [json.loads(line) for line in log.read_text().rpartition("\n")[0].splitlines()]
+        found = [str(line["admin"]) for line in lines if line.get("event") == "started"]
+        if found:
+            return found[0]
+        time.sleep(0.2)
+    raise OSError("the server did not log where its admin port is")
 
 
 class Scraper:
@@ -175,48 +191,55 @@ def x_axis() -> Axis:
     return Axis(0.0, float(DAYS), list(zip(firsts, MONTHS, strict=True)))
 
 
-def series(scrapes: Sequence[Scrape], metric: str, labels: Key) -> list[tuple[float, float]]:
-    """The points of one series up to the end of the year; NaN where it was not there."""
-    return [(each.day, each.values.get((metric, labels), float("nan"))) for each in scrapes if each.day <= DAYS]
+def series(scrapes: Sequence[Scrape], metric: str, labels: Key, rests_on: tuple[str, Key]) -> list[tuple[float, float]]:
+    """The points of one series up to the end of the year; NaN where it was not there, or rests on too few rows."""
+    return [
+        (
+            each.day,
+            each.values.get((metric, labels), math.nan) if each.values.get(rests_on, 0) >= LEAST_ROWS else math.nan,
+        )
+        for each in scrapes
+        if each.day <= DAYS
+    ]
 
 
 def drift_lines(scrapes: Sequence[Scrape], version: str, most: int = 6) -> list[Line]:
-    """PSI of the inputs and outputs that drifted most at any time."""
-    peaks: dict[str, float] = {}
-    for each in scrapes:
-        for (metric, labels), value in each.values.items():
-            if metric == "headgate_drift_score" and labels[2:] == ("psi", version):
-                peaks[labels[0]] = max(peaks.get(labels[0], 0.0), value)
-    strongest = sorted(peaks, key=lambda name: (-peaks[name], name))[:most]
-    return [
-        Line(name, series(scrapes, "headgate_drift_score", (name, "flights", "psi", version)), number)
-        for number, name in enumerate(strongest)
-    ]
+    """PSI of the inputs and outputs that drifted most on average."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for metric, labels in sorted({key for each in scrapes for key in each.values}):
+        if metric == "headgate_drift_score" and labels[1:] == ("flights", "psi", version):
+            rests_on = ("headgate_drift_samples", (labels[0], "flights", version))
+            found[labels[0]] = series(scrapes, metric, labels, rests_on)
+    means = {name: [y for _, y in points if math.isfinite(y)] for name, points in found.items()}
+    strongest = sorted((name for name in means if means[name]), key=lambda name: -sum(means[name]) / len(means[name]))
+    return [Line(_named(name, max(means[name])), found[name], at) for at, name in enumerate(strongest[:most])]
+
+
+def _named(name: str, highest: float) -> str:
+    """A name that says how high its line would go where the picture ends before."""
+    return name if highest <= LARGEST_PSI else f"{name} (to {highest:.1f})"
 
 
 def performance_lines(scrapes: Sequence[Scrape], metric: str) -> list[Line]:
     """Realised and estimated, of both versions."""
-    return [
-        Line(
-            f"version {version}, {kind}",
-            series(scrapes, "headgate_performance_ratio", (kind, metric, "flights", version)),
-            int(version) - 1,
-            dashed=kind == "estimated",
-        )
-        for version in ("1", "2")
-        for kind in ("realised", "estimated")
-    ]
+    lines = []
+    for version in ("1", "2"):
+        for kind in ("realised", "estimated"):
+            key = (kind, metric, "flights", version)
+            points = series(scrapes, "headgate_performance_ratio", key, ("headgate_performance_samples", key))
+            lines.append(Line(f"version {version}, {kind}", points, int(version) - 1, dashed=kind == "estimated"))
+    return lines
 
 
 def by_month(scrapes: Sequence[Scrape], lines: Sequence[Line]) -> list[list[str]]:
     """A row for each month with each line's last value in it."""
-    ends = [*(tick for tick, _ in x_axis().ticks[1:]), float(DAYS) + 1e-9]
+    firsts = [tick for tick, _ in x_axis().ticks]
     rows = []
-    for month, end in zip(MONTHS, ends, strict=True):
+    for month, first, end in zip(MONTHS, firsts, [*firsts[1:], DAYS + 1], strict=True):
         cells = [month]
         for line in lines:
-            last = [y for x, y in line.points if x < end]
-            cells.append(f"{last[-1]:.3f}" if last and last[-1] == last[-1] else "")
+            own = [y for x, y in line.points if first <= x < end and math.isfinite(y)]
+            cells.append(f"{own[-1]:.3f}" if own else "")
         rows.append(cells)
     return rows
 
@@ -260,6 +283,7 @@ def draw(
         seconds=f"{speed.seconds:.0f}",
         day=f"{speed.day_s:.2f}",
         window=f"{window:.0f}",
+        rows=LEAST_ROWS,
         told=told,
         drift=table(["end of", *(line.name for line in drift)], by_month(scrapes, drift)),
         auc=table(["end of", *(line.name for line in auc)], by_month(scrapes, auc)),
@@ -288,7 +312,8 @@ are what the admin port showed to a scrape every two seconds.
 ## Drift
 
 How far the inputs and answers of the last {window} days are from the training data (PSI, without what finite samples
-add to it). The seasons are what a model that has only seen winter does not know.
+add to it). The seasons are what a model that has only seen winter does not know. The picture ends at 1; the table has
+the rest.
 
 ![Drift of the inputs](flights-drift.svg)
 
@@ -301,8 +326,8 @@ Alarms, and when they were raised:
 ## Performance
 
 Realised by the labels that came, for the predictions of the last month; estimated without labels, from how often each
-score was right in training. Where both fall, flights have become harder to tell; where the estimate stays and the
-realised figure falls, the model has become wrong about them.
+score was right in training. Figures of fewer than {rows} rows are left out. Where both fall, flights have become harder
+to tell; where the estimate stays and the realised figure falls, the model has become wrong about them.
 
 ![Area under the ROC curve](flights-auc.svg)
 

@@ -87,9 +87,11 @@ def test_a_month_shows_the_last_value_that_was_scraped_in_it() -> None:
     from examples.flights.demo import Scrape, by_month, performance_lines, table
 
     key = ("headgate_performance_ratio", ("realised", "roc_auc", "flights", "1"))
-    scrapes = [Scrape(float(day), {key: day / 1000}) for day in (10, 29, 31, 60, 274)]
+    rows_of = ("headgate_performance_samples", key[1])
+    scrapes = [Scrape(float(day), {key: day / 1000, rows_of: 300.0}) for day in (10, 29, 31, 60, 274)]
+    scrapes.append(Scrape(274.5, {key: 0.999, rows_of: 299.0}))  # rests on too little to be shown
     lines = [line for line in performance_lines(scrapes, "roc_auc") if line.name == "version 1, realised"]
     rows = by_month(scrapes, lines)
     assert [row[0] for row in rows] == ["Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"]
-    assert [row[1] for row in rows] == ["0.029", "0.060", "0.060", "0.060", "0.060", "0.060", "0.060", "0.060", "0.274"]
+    assert [row[1] for row in rows] == ["0.029", "0.060", "", "", "", "", "", "", "0.274"]
     assert table(["end of", "auc"], rows[:1]) == "| end of | auc |\n|---|---|\n| Apr | 0.029 |"
