@@ -117,7 +117,7 @@ def add_file(folder: Path, name: str, content: bytes) -> None:
     manifest = msgspec.structs.replace(manifest, files=manifest.files | {name: entry_for(content)})
     staging = folder.with_name(f".adding-{folder.name}-{secrets.token_hex(4)}")
     try:
-        shutil.copytree(folder, staging, ignore=shutil.ignore_patterns(name, MANIFEST), copy_function=os.link)
+        shutil.copytree(folder, staging, ignore=shutil.ignore_patterns(name, MANIFEST), copy_function=_link)
         durable.write(staging / name, content)
         durable.write(staging / MANIFEST, _encoded(manifest))
         durable.sync(staging)
@@ -125,6 +125,14 @@ def add_file(folder: Path, name: str, content: bytes) -> None:
         durable.sync(folder.parent)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _link(source: str, target: str) -> None:
+    """The same file under another name; a copy where the file system has no such names."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def _encoded(manifest: Manifest) -> bytes:
