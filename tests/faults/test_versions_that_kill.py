@@ -60,8 +60,8 @@ def crash(pid: int) -> bool:
 def test_an_input_that_crashes_workers_is_soon_refused_and_its_version_goes_on(pair: Pair, models: Path) -> None:
     """
     1. One row crashes the worker that runs it; clients of another model go on meanwhile.
-    2. Result: the row is answered with an error after three crashes (one more where the second worker had not yet
-       heard of the first crash) and crashes nothing more; other rows of the same model fare as before; the other
+    2. Result: the row is answered with an error after three crashes (a few more where workers had not yet heard of
+       the ones before) and crashes nothing more; other rows of the same model fare as before; the other
        clients got no error and no refused connect.
     """
     put(models, "trap", 1, deadly(7))
@@ -72,7 +72,7 @@ def test_an_input_that_crashes_workers_is_soon_refused_and_its_version_goes_on(p
             statuses.append(ask(server, "trap", DEADLY, 1, 2, 3))
             assert ask(server, "trap", 1, 1, 2, 3) in (200, 0)
             assert len(statuses) < 10
-        assert len(statuses) - 1 in (3, 4)
+        assert 3 <= len(statuses) - 1 <= 6
         assert statuses[-1] == 422
         ended = len(logged(server, "process-ended"))
         for _ in range(10):
