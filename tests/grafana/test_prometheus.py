@@ -156,9 +156,8 @@ def play(server: Server, prometheus: Program, delivered: list[dict[str, Any]]) -
         reached("sum(increase(headgate_label_lag_seconds_count[1m]))", 1)
         drifted = time.time()
     os.kill(server.pid("worker 1"), signal.SIGKILL)
-    prometheus.wait_for(
-        lambda: value("sum(increase(headgate_journal_segments_recovered_total[1m]))") > 0, 30, "segments are recovered"
-    )
+    died = 'sum(increase(headgate_journal_segments_recovered_total{job="headgate"}[4s]))'
+    prometheus.wait_for(lambda: value(died) > 0, 30, "segments are recovered")
     return Played(prometheus, began, calm, drifted, time.time(), exposed, delivered)
 
 
