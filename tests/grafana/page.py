@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import tempfile
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -84,18 +83,21 @@ def has_parts(name: str) -> bool:
     )
 
 
+def exposed(scratch: Path) -> dict[str, Family]:
+    """The families of a gateway under traffic, once all have a series."""
+    server = Server(repository(scratch / "models"), scratch / "server", *OPTIONS)
+    try:
+        with Traffic(server):
+            server.wait_for(lambda: complete(server), 60, "every family has a series")
+        return both(scrape(server.url), scrape(server.admin_url))
+    finally:
+        server.stop()
+
+
 def main() -> int:
     """Write the page."""
     with tempfile.TemporaryDirectory() as scratch:
-        server = Server(repository(Path(scratch) / "models"), Path(scratch) / "server", *OPTIONS)
-        try:
-            with Traffic(server):
-                deadline = time.monotonic() + 60
-                while not complete(server) and time.monotonic() < deadline:
-                    time.sleep(0.5)
-            families = both(scrape(server.url), scrape(server.admin_url))
-        finally:
-            server.stop()
+        families = exposed(Path(scratch))
     page = PATH.read_text(encoding="utf-8")
     head, _, rest = page.partition(BEGIN)
     PATH.write_text(head + BEGIN + table(families) + END + rest.partition(END)[2], encoding="utf-8")

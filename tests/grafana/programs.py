@@ -21,6 +21,7 @@ PACKAGES = {
     "prometheus": "prometheus",
     "promtool": "prometheus",
     "prometheus-alertmanager": "prometheus-alertmanager",
+    "amtool": "prometheus-alertmanager",
 }
 """The Debian package of each; promtool has a package of its own from Debian 13 on."""
 

@@ -301,6 +301,7 @@ def checks() -> Iterator[tuple[str, Callable[[Played], None]]]:
         yield check.__name__, check
 
 
+@pytest.mark.slow
 def test_what_the_dashboards_show_is_what_happened(tmp_path: Path) -> None:
     """1. Normal traffic. 2. Drift and lying labels, until the monitors raise alarms. 3. A worker is killed.
 

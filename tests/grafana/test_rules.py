@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from monitors.grafana.objectives import Objectives
 from monitors.grafana.rules import WINDOWS, alerts, anchor, recording
 from tests.grafana.page import PATH as METRICS
 from tests.grafana.page import documented
-from tests.grafana.programs import promtool
+from tests.grafana.programs import found, promtool
 from tests.grafana.promql import grouped, metric_of, series
 from tests.grafana.test_dashboards import DASHBOARDS, PANELS
 
@@ -208,6 +209,14 @@ def test_prometheus_accepts_the_rules_and_the_configuration(tmp_path: Path) -> N
     promtool("check", "config", "--syntax-only", ROOT / "deploy/prometheus/prometheus.yml")
 
 
+def test_alertmanager_accepts_the_example() -> None:
+    command = [found("amtool"), "check-config", str(ROOT / "deploy/alertmanager/alertmanager.yml")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 receivers" in done.stdout
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("long", [False, True], ids=["within hours", "over days"])
 def test_every_alert_fires_in_its_case_and_nothing_else_does(tmp_path: Path, long: bool) -> None:
     assert "SUCCESS" in promtool("test", "rules", unit_tests(tmp_path, long=long))
