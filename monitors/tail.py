@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import mmap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -49,9 +50,9 @@ def beside(segment: Segment, names: list[str], start: int, stop: int, first: int
     """What stands in frames of rows `start` to `stop`; the first of these frames begins at byte `first`."""
     found = Beside({name: np.full(stop - start, None, object) for name in names}, [])
     with segment.path.with_suffix(SIDE_SUFFIX).open("rb") as file:
-        file.seek(first)
-        data = file.read()
-    for item in scan(data, 0):
+        # Mapped and not read: only the frames of these rows are looked at, however many follow them.
+        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    for item in scan(data, first):
         if isinstance(item, Torn):
             break
         frame = msgspec.msgpack.decode(item.payload)

@@ -11,6 +11,7 @@ import os
 import struct
 import zlib
 from collections.abc import Iterator
+from mmap import mmap
 from pathlib import Path
 from typing import NamedTuple
 
