@@ -11,7 +11,6 @@ import os
 import struct
 import zlib
 from collections.abc import Iterator
-from mmap import mmap
 from pathlib import Path
 from typing import NamedTuple
 
