@@ -34,7 +34,7 @@ ONLY_BINARY = ("FP16", "BF16")
 Format = Literal["json", "binary"]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Refused(Exception):
     """A reply other than 200."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -28,9 +29,10 @@ def test_a_model_that_onnxruntime_optimised_and_saved_is_served(
     server.wait_for(lambda: _outcome(server) != "", 60, "the version is ready or has failed")
     assert _outcome(server) == "version-ready"
     rows = np.random.default_rng(1).standard_normal((3, 30)).astype(np.float32)
-    client = Client(server.address)
-    answer = client.infer("optimised", {"x": rows}, [("label", "INT64"), ("probabilities", "FP32")], "binary")
-    client.close()
+    # The control process says so a moment before the worker answers with it.
+    server.wait_ready()
+    with closing(Client(server.address)) as client:
+        answer = client.infer("optimised", {"x": rows}, [("label", "INT64"), ("probabilities", "FP32")], "binary")
     label, probabilities = session.run(["label", "probabilities"], {"x": rows})
     np.testing.assert_array_equal(answer["label"], label)
     np.testing.assert_allclose(answer["probabilities"], probabilities, rtol=1e-5)
