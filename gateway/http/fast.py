@@ -43,6 +43,26 @@ class _Busy:
     response_complete = False
 
 
+class _Exit:
+    """The transport as an ASGI reply sees it: closed behind a reply, it lets the client read it first.
+
+    A client that still sends its body would lose the reply to the reset that closing on unread data brings.
+    """
+
+    def __init__(self, protocol: FastProtocol) -> None:
+        self._protocol = protocol
+        self.write = protocol.transport.write
+
+    def close(self) -> None:
+        """Close, when the client has got what it is owed."""
+        protocol = self._protocol
+        if protocol.stage == BODY and protocol.cycle.response_complete:
+            protocol.finished = True
+            protocol._linger()
+        else:
+            protocol.transport.close()
+
+
 class FastProtocol(HttpToolsProtocol):
     """One connection. It is the Door of its calls."""
 
@@ -56,6 +76,8 @@ class FastProtocol(HttpToolsProtocol):
         self.clock = gateway.clock
         self.key_header = gateway.settings.client_key_header.encode()
         self.heads = gateway.heads
+        self.cells = gateway.counters.cells
+        self.access_log = gateway.settings.access_log
         self.order: deque[Call | replies.Refusal] = deque()
         self.head: Head | None = None
         self.call: Call | None = None
@@ -75,26 +97,22 @@ class FastProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """A whole request under a head that was seen before goes straight on; all else goes through the parser."""
-        if self.finished:
-            return
-        if self.timeout_keep_alive_task is not None:
-            self._unset_keepalive_if_required()
-        if self.at_start:
+        if self.at_start and not self.finished:
             # The next head of a connection is most often the same one, and so of the same size.
-            size, names, self.seen = self.head_size, NO_NAMES, None
+            size, names = self.head_size, NO_NAMES
             head = self.heads.get(data[:size])
             if head is None:
                 head, size, names, self.seen = recall(self.heads, data)
                 self.head_size = size if names is NO_NAMES else 0
             is_free = self.cycle is None or not self._asgi_is_busy()
             if head is not None and is_free and len(data) == size + head.length:
-                self.since = self.clock.now
                 self.stage = IDLE
                 call = self._admit(head, names)
                 if call is not None:
                     self.inference.submit(call, data[size:], head.header, head.encoding)
                 return
-        self._parse(data)
+        if not self.finished:
+            self._parse(data)
 
     def _parse(self, data: bytes) -> None:
         trouble: HeadgateError | None = None
@@ -271,16 +289,19 @@ class FastProtocol(HttpToolsProtocol):
         if call is not None:
             body = b"".join(self.chunks)
             self.chunks = []
-            self.inference.submit(call, body, head.header, head.encoding)
+            self.inference.submit(call, body, head.header, head.encoding, time.monotonic_ns())
 
     # -- headers
 
     def _admit(self, head: Head, names: Names) -> Call | None:
         """A call in its place among the replies; None when it was refused."""
+        request_id, trace = names
         try:
-            call = self.inference.admit(head.target, self, time.monotonic_ns(), names[0], head.key, names[1])
+            call = self.inference.admit(
+                head.target, self, time.monotonic_ns(), request_id, head.key, trace, head.timeout_s
+            )
         except HeadgateError as error:
-            self._refuse(replies.Refusal(b"", close=head.close), error, names[0] or secrets.token_hex(8), head.route)
+            self._refuse(replies.Refusal(b"", close=head.close), error, request_id or secrets.token_hex(8), head.route)
             return None
         call.head = head
         if head.close:
@@ -301,33 +322,41 @@ class FastProtocol(HttpToolsProtocol):
         if self.order:
             self.cycle = _Busy()  # type: ignore[assignment]
         super().on_headers_complete()
+        self.cycle.transport = _Exit(self)  # type: ignore[assignment]
+
+    def on_response_complete(self) -> None:
+        """An ASGI reply is complete. uvicorn's own timer for what comes next is not used: `check` has all deadlines."""
+        super().on_response_complete()
+        self._unset_keepalive_if_required()
+        if self.stage == IDLE:
+            self.since = self.clock.now
 
     # -- the Door
 
     def answer(self, call: Call, body: bytes, json_length: int) -> None:
         """See Door."""
-        state = self.gateway
-        if state.default_headers is not self.server_state.default_headers:
+        gateway = self.gateway
+        if gateway.default_headers is not self.server_state.default_headers:
             self._join_default_headers()
         head: Head = call.head
         prediction_id = call.prediction_id
-        request_id = call.request_id.encode() if call.request_id else prediction_id
-        if head.coding is not None or call.close or json_length != len(body):
+        request_id = call.request_id.encode() if call.noted and call.request_id else prediction_id
+        close = call.close
+        if head.coding is not None or close or json_length != len(body):
             reply = replies.unusual(
-                state.joined_headers, prediction_id, request_id, body, json_length, coding=head.coding, close=call.close
+                gateway.joined_headers, prediction_id, request_id, body, json_length, coding=head.coding, close=close
             )
         else:
-            reply = replies.OK % (state.joined_headers, prediction_id, json_length, request_id, body)
-        state.counters.cells[head.answered] += 1
-        if state.settings.access_log:
-            state.log_access(head.route, 200, call.arrived_ns, request_id.decode())
+            reply = replies.OK % (gateway.joined_headers, prediction_id, json_length, request_id, body)
+        self.cells[head.answered] += 1
+        if self.access_log:
+            gateway.log_access(head.route, 200, call.arrived_ns, request_id.decode())
         order = self.order
-        if len(order) == 1 and not call.close and not self.pipeline and order[0] is call:
+        if len(order) == 1 and not close and not self.pipeline and not self.flow.read_paused:
+            # It is the only one that is owed: most often, and nothing else need be looked at.
             order.clear()
             self.transport.write(reply)
             self.since = self.clock.now
-            if self.flow.read_paused and self.stalled_since is None:
-                self.flow.resume_reading()
             return
         call.reply = reply
         if order and order[0] is call:
@@ -345,7 +374,7 @@ class FastProtocol(HttpToolsProtocol):
         if place is self.call:
             self.call = None
         self.gateway.counters.count("http", route, str(error.status))
-        if self.gateway.settings.access_log:
+        if self.access_log:
             self.gateway.log_access(route, error.status, time.monotonic_ns(), request_id)
         self._join_default_headers()
         place.reply = replies.refusal(self.gateway.joined_headers, error, request_id, close=place.close)

@@ -20,6 +20,10 @@ MAX_KEY = 256
 """Characters by which clients are told apart."""
 
 
+TIMEOUT_HEADER = b"headgate-timeout-ms"
+"""How long the client will wait for its answer, for those who cannot put ``timeout`` into the request."""
+
+
 class Names(NamedTuple):
     """What a client calls its request: an id, and where it stands in a trace (``traceparent``); empty for nothing."""
 
@@ -50,6 +54,7 @@ class Head:
         "request_id",
         "route",
         "target",
+        "timeout_s",
         "trace",
     )
 
@@ -67,6 +72,7 @@ class Head:
         self.request_id = ""
         self.trace = ""
         self.key = ""
+        self.timeout_s: float | None = None
 
     def read(self, headers: list[tuple[bytes, bytes]], key_header: bytes, max_body_bytes: int) -> HeadgateError | None:
         """Take what matters from the headers; names are in lower case. Returns what is wrong with them, if anything.
@@ -95,6 +101,10 @@ class Head:
                 self.request_id = text if REQUEST_ID.fullmatch(text) else ""
             elif name == b"traceparent":
                 self.trace = trace_of(value)
+            elif name == TIMEOUT_HEADER:
+                self.timeout_s = timeout_of(value)
+                if self.timeout_s is None:
+                    trouble = trouble or wrong_timeout(value)
             elif name == b"expect":
                 self.expects = value.lower() == b"100-continue"
                 self.keep = False
@@ -185,6 +195,18 @@ def find_route(url: bytes) -> tuple[tuple[str, str | None], str] | None:
 def too_large(max_bytes: int) -> PayloadTooLarge:
     """The error for a body over the limit."""
     return PayloadTooLarge(f"the body is larger than {max_bytes} bytes", field="body")
+
+
+def timeout_of(value: bytes) -> float | None:
+    """Seconds of a TIMEOUT_HEADER, None where it is not a positive number of milliseconds."""
+    text = value.strip(b" \t")
+    return int(text) / 1e3 if text.isdigit() and len(text) <= 9 and int(text) else None
+
+
+def wrong_timeout(value: bytes) -> InvalidRequest:
+    """The error for a TIMEOUT_HEADER that says nothing."""
+    name, found = TIMEOUT_HEADER.decode(), value[:32].decode("latin-1")
+    return InvalidRequest(f"header {name} expects a positive number of milliseconds, got {found!r}", field=name)
 
 
 def twice(name: str) -> InvalidRequest:

@@ -9,7 +9,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from gateway.errors import HeadgateError
-from gateway.http.head import MAX_KEY, trace_of
+from gateway.http.head import MAX_KEY, TIMEOUT_HEADER, timeout_of, trace_of, wrong_timeout
 from gateway.http.messages import read_raw, reply_headers, request_id, single_header
 from gateway.inference.call import Call
 from gateway.oip import compression
@@ -42,11 +42,17 @@ async def infer(request: Request) -> Response:
     door = _Waiting()
     keys = request.headers.getlist(gateway.settings.client_key_header) or [""]
     trace = trace_of((request.headers.getlist("traceparent") or [""])[-1].encode("latin-1"))
-    call = pipeline.admit((model, slot), door, arrived_ns, request_id(request), keys[-1][:MAX_KEY], trace)
+    timeouts = request.headers.getlist(TIMEOUT_HEADER.decode())
+    timeout_s = timeout_of(timeouts[-1].encode("latin-1")) if timeouts else None
+    names = request_id(request), keys[-1][:MAX_KEY], trace
+    call = pipeline.admit((model, slot), door, arrived_ns, *names, timeout_s)
     try:
+        if timeouts and timeout_s is None:
+            raise wrong_timeout(timeouts[-1].encode("latin-1"))
         header = single_header(request, "Inference-Header-Content-Length")
         body = await read_raw(request, pipeline.limits.max_body_bytes)
-        pipeline.submit(call, body, header, ", ".join(request.headers.getlist("content-encoding")) or None)
+        encoding = ", ".join(request.headers.getlist("content-encoding")) or None
+        pipeline.submit(call, body, header, encoding, time.monotonic_ns())
     except HeadgateError as error:
         pipeline.refuse(call, error)
     except (ClientDisconnect, asyncio.CancelledError):

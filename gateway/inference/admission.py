@@ -27,6 +27,9 @@ class Admission:
     def __init__(self, quotas: Quotas) -> None:
         self.quotas = quotas
         self.in_flight = 0
+        self._total, self._per_model = quotas.total, quotas.per_model
+        self._max_wait_s = quotas.max_wait_s
+        self._per_client = quotas.per_client
         self._clients: dict[str, int] = {}
 
     def admit(self, model: str, in_flight: int, wait_s: float, key: str) -> None:
@@ -34,21 +37,20 @@ class Admission:
 
         Raises QueueFull or QuotaExceeded; then no permit was taken.
         """
-        quotas = self.quotas
-        if in_flight >= quotas.per_model or self.in_flight >= quotas.total or wait_s > quotas.max_wait_s:
+        if in_flight >= self._per_model or self.in_flight >= self._total or wait_s > self._max_wait_s:
             raise QueueFull(f"the queue of model {model!r} is full", retry_after_s=max(1, math.ceil(wait_s)))
-        if quotas.per_client and key:
+        if self._per_client and key:
             count = self._clients.get(key, 0)
-            if count >= quotas.per_client:
-                raise QuotaExceeded(f"this client has {count} requests in flight, its quota is {quotas.per_client}")
+            if count >= self._per_client:
+                raise QuotaExceeded(f"this client has {count} requests in flight, its quota is {self._per_client}")
             self._clients[key] = count + 1
         self.in_flight += 1
 
-    def leave(self, key: str) -> None:
-        """Give the permit back."""
-        self.in_flight -= 1
-        if self.quotas.per_client and key:
-            left = self._clients[key] - 1
+    def leave(self, key: str, count: int = 1) -> None:
+        """Give `count` permits back."""
+        self.in_flight -= count
+        if self._per_client and key:
+            left = self._clients[key] - count
             if left:
                 self._clients[key] = left
             else:

@@ -7,9 +7,10 @@ run together where their shapes agree. Versions never mix, since every version h
 
 from __future__ import annotations
 
-from collections import deque
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
+import msgspec
 import numpy as np
 
 from gateway.inference.block import Block
@@ -17,14 +18,21 @@ from gateway.inference.call import Call
 from gateway.inference.reader import PRIORITIES
 from gateway.types import Array
 
+if TYPE_CHECKING:
+    from gateway.inference.writer import ReplyPlan
 
-class Batch(NamedTuple):
-    """Calls to run together: rows `start` to `stop` of `block`, or (block None) the arrays of the calls joined."""
+
+class Batch(msgspec.Struct, gc=False):
+    """Calls to run together: rows `start` to `stop` of `block`, or (block None) the arrays of the calls joined.
+
+    `plain`: all of them are plain and alike (see Call), so that nobody need look at each; call i has row `start` + i.
+    """
 
     calls: list[Call]
     block: Block | None
     start: int
     stop: int
+    plain: bool = False
 
     @property
     def rows(self) -> int:
@@ -44,24 +52,48 @@ class Batch(NamedTuple):
         return {name: np.concatenate([call.arrays[name] for call in self.calls if call.arrays]) for name in first}
 
 
+class _Lane:
+    """Calls of one priority in the order in which they came. `alike`: they are a plain batch, so far.
+
+    The next one is like them if it is plain, with this plan, in this row of this block.
+    """
+
+    __slots__ = ("alike", "block", "calls", "plan", "row")
+
+    def __init__(self) -> None:
+        self.calls: list[Call] = []
+        self.alike = False
+        self.plan: ReplyPlan | None = None
+        self.block: Block | None = None
+        self.row = 0
+
+
 class Batcher:
     """The calls of one version that wait, by priority."""
 
     def __init__(self) -> None:
-        self._lanes: tuple[deque[Call], ...] = tuple(deque() for _ in range(PRIORITIES))
+        self._lanes = tuple(_Lane() for _ in range(PRIORITIES))
         self.rows = 0
 
     def __len__(self) -> int:
-        return sum(map(len, self._lanes))
+        return sum([len(lane.calls) for lane in self._lanes])
 
     def add(self, call: Call) -> None:
         """A decoded call waits from now on."""
-        self._lanes[call.priority].append(call)
+        lane = self._lanes[call.priority]
+        if lane.plan is not call.plan or lane.block is not call.block or lane.row != call.row or not call.plain:
+            # Of the first one all of this may be as the last one that waited left it.
+            lane.alike = not lane.calls and call.plain
+            lane.plan, lane.block = call.plan, call.block
+        elif not lane.calls:
+            lane.alike = True
+        lane.row = call.row + 1
+        lane.calls.append(call)
         self.rows += call.rows
 
     def waiting(self) -> list[Call]:
         """Every call that waits, urgent ones first."""
-        return [call for lane in self._lanes for call in lane]
+        return [call for lane in self._lanes for call in lane.calls]
 
     def take(self, max_rows: int, *, join_loose: bool) -> tuple[Batch | None, list[Call]]:
         """The next batch of at most `max_rows` rows (a single larger call goes alone), and the calls that were gone.
@@ -70,43 +102,60 @@ class Batcher:
         """
         dropped: list[Call] = []
         for lane in self._lanes:
-            while lane and lane[0].gone:
-                dropped.append(self._pop(lane))
-            if lane:
-                calls = self._stretch(lane, max_rows) if lane[0].block else self._alike(lane, max_rows, join_loose)
-                kept = [call for call in calls if not call.gone]
-                dropped += [call for call in calls if call.gone]
-                start, stop = (kept[0].row, kept[-1].row + kept[-1].rows) if kept[0].block else (0, _rows(kept))
-                return Batch(kept, kept[0].block, start, stop), dropped
+            calls = lane.calls
+            if calls and lane.alike and True not in [call.gone for call in calls[:max_rows]]:
+                taken = self._pop(lane, max_rows)
+                start = taken[0].row
+                return Batch(taken, taken[0].block, start, start + len(taken), plain=True), dropped
+            gone = next((at for at, call in enumerate(calls) if not call.gone), len(calls))
+            if gone:
+                dropped += self._pop(lane, gone)
+            if lane.calls:
+                first = lane.calls[0]
+                count = _stretch(lane.calls, max_rows) if first.block else _alike(lane.calls, max_rows, join_loose)
+                taken = self._pop(lane, count)
+                kept = [call for call in taken if not call.gone]
+                dropped += [call for call in taken if call.gone]
+                start, stop = (first.row, kept[-1].row + kept[-1].rows) if first.block else (0, _rows(kept))
+                return Batch(kept, first.block, start, stop), dropped
         return None, dropped
 
-    def _pop(self, lane: deque[Call]) -> Call:
-        call = lane.popleft()
-        self.rows -= call.rows
-        return call
-
-    def _stretch(self, lane: deque[Call], max_rows: int) -> list[Call]:
-        first = self._pop(lane)
-        calls = [first]
-        limit = first.row + max_rows
-        while lane and (lane[0].gone or (lane[0].block is first.block and lane[0].row + lane[0].rows <= limit)):
-            calls.append(self._pop(lane))
-        return calls
-
-    def _alike(self, lane: deque[Call], max_rows: int, join: bool) -> list[Call]:
-        first = self._pop(lane)
-        calls, rows = [first], first.rows
-        key = _shapes(first) if join else ()
-        while join and lane and not lane[0].gone and lane[0].block is None:
-            if rows + lane[0].rows > max_rows or _shapes(lane[0]) != key:
-                break
-            rows += lane[0].rows
-            calls.append(self._pop(lane))
-        return calls
+    def _pop(self, lane: _Lane, count: int) -> list[Call]:
+        """The first `count` calls, which wait no more."""
+        calls = lane.calls
+        if count < len(calls):
+            taken, lane.calls = calls[:count], calls[count:]
+        else:
+            taken, lane.calls = calls, []
+        self.rows -= len(taken) if lane.alike else _rows(taken)
+        return taken
 
 
-def _rows(calls: list[Call]) -> int:
-    return sum(call.rows for call in calls)
+def _stretch(calls: Sequence[Call], max_rows: int) -> int:
+    """How many of the first calls lie in one stretch of at most `max_rows` rows; those between that are gone count."""
+    first, count = calls[0], 1
+    limit = first.row + max_rows
+    for call in calls[1:]:
+        if not call.gone and (call.block is not first.block or call.row + call.rows > limit):
+            break
+        count += 1
+    return count
+
+
+def _alike(calls: Sequence[Call], max_rows: int, join: bool) -> int:
+    """How many of the first calls, which have arrays of their own, can be joined."""
+    first, count = calls[0], 1
+    rows, key = first.rows, _shapes(first) if join else ()
+    for call in calls[1:] if join else ():
+        rows += call.rows
+        if call.gone or call.block is not None or rows > max_rows or _shapes(call) != key:
+            break
+        count += 1
+    return count
+
+
+def _rows(calls: Sequence[Call]) -> int:
+    return sum([call.rows for call in calls])
 
 
 def _shapes(call: Call) -> tuple[tuple[int, ...], ...]:

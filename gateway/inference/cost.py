@@ -19,6 +19,14 @@ LONGEST_BATCH_S = 0.05
 WORTH_IT = 0.95
 """Batching is off where a row of a large batch takes more than this share of a row alone."""
 
+AROUND_S = 30e-6
+"""What a run takes besides its session: records, counters and replies are written for a batch at once, too."""
+
+TRIAL_RUNS = 64
+TRIAL_ROWS = 16
+"""Where batching is off, every so many runs one of so many rows is tried: what was measured once may be no longer so,
+or may have been measured while something else ran."""
+
 
 class Cost:
     """Robust: the median of the latest runs for each size, then the median of the slopes between sizes (Theil-Sen,
@@ -79,12 +87,16 @@ class Cost:
     def batching_pays(self) -> bool:
         """True where rows that run together take clearly less than rows that run alone."""
         alone = self.a + self.b
-        return alone <= 0 or self.a <= WORTH_IT * alone
+        return alone <= 0 or self.a <= WORTH_IT * (alone + AROUND_S)
 
     def best_rows(self, limit: int) -> int:
         """Rows to run together, at most `limit`."""
-        if not self.known or not self.batching_pays:
+        if not self.known:
             return 1
+        if not self.batching_pays:
+            if self._runs % TRIAL_RUNS != TRIAL_RUNS - 1:
+                return 1
+            limit = min(limit, TRIAL_ROWS)
         if self.a <= 0:
             return limit
         return max(1, min(limit, int((LONGEST_BATCH_S - self.b) / self.a)))

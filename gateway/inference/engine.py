@@ -4,32 +4,36 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
 
+import msgspec
 import numpy as np
 
 from gateway.inference.batcher import Batch, Batcher
 from gateway.inference.call import Call
 from gateway.inference.cost import INLINE_S, Cost
 from gateway.inference.reader import Reader
-from gateway.inference.writer import Writer
+from gateway.inference.writer import ReplyPlan, Writer
 from gateway.journal.journal import Journal
 from gateway.models.servable import Servable
 from gateway.oip.limits import Limits
-from gateway.types import Array
+from gateway.types import Array, OutputRequest
 
 
-class Part(NamedTuple):
-    """Calls that ran together and their outputs, or the error that the model raised for the single call."""
+class Part(msgspec.Struct, gc=False):
+    """Calls that ran together and their outputs, or the error that the model raised for the single call.
+
+    `plain` as in Batch.
+    """
 
     calls: list[Call]
     names: tuple[str, ...]
     arrays: tuple[Array, ...]
     first_row: int | None
     error: Exception | None = None
+    plain: bool = False
 
 
-class Outcome(NamedTuple):
+class Outcome(msgspec.Struct, gc=False):
     """What became of a batch: one part when all went well. Times are monotonic nanoseconds."""
 
     parts: list[Part]
@@ -57,8 +61,8 @@ class Engine:
         if self.recorder is not None:
             self.reader.source = self.recorder
         self.writer = Writer(servable.model, servable.version, servable.contract, servable.labels)
-        self.everything = self.reader.everything
-        self.usual = self.writer.plan(self.everything)
+        self._outputs = self.reader.everything
+        self._plan = self.writer.plan(self._outputs)
         self.batcher = Batcher()
         self.cost = Cost(report.run_s, report.batch_run_s, report.batch_rows)
         # A loop may take any time for another input than those that were seen; the event loop must not wait for it.
@@ -71,6 +75,13 @@ class Engine:
         self.running_until_ns = 0
         self._inputs = tuple(spec.name for spec in servable.contract.inputs)
         self._thread: ThreadPoolExecutor | None = None
+
+    def plan(self, outputs: tuple[OutputRequest, ...]) -> ReplyPlan:
+        """The plan of the replies that these outputs ask for."""
+        # The reader gives requests that are alike the same tuple: looking it up would hash all of it each time.
+        if outputs is not self._outputs:
+            self._outputs, self._plan = outputs, self.writer.plan(outputs)
+        return self._plan
 
     @property
     def thread(self) -> ThreadPoolExecutor:
@@ -117,26 +128,26 @@ class Engine:
             return Part([call], (), (), None, error)
 
     def _run(self, batch: Batch) -> Part:
-        names = _union(batch.calls)
+        calls = batch.calls
+        names = _union(calls[:1] if batch.plain else calls)
         feed = batch.feed(self._inputs)
         if self.joins and batch.rows > self.max_rows:
             arrays = self._pieces(feed, names, batch.rows)
         else:
             arrays = self._session.run(feed, names)
-        if len(batch.calls) > 1 and not _follow(arrays, batch.rows):
+        if len(calls) == 1:
+            return Part(calls, names, arrays, None, None, batch.plain)
+        if not _follow(arrays, batch.rows):
             # Quarantine saw one row out for one row in; these rows are different, so they run alone.
             self.joins = False
             raise ValueError(f"a batch of {batch.rows} rows gave {[array.shape for array in arrays]}")
-        first = batch.start if batch.block is not None else None
-        if first is None and len(batch.calls) > 1:
-            row = 0
-            for call in batch.calls:
-                call.row = row
-                row += call.rows
-            first = 0
-        elif len(batch.calls) == 1:
-            first = None
-        return Part(batch.calls, names, arrays, first)
+        if batch.block is not None:
+            return Part(calls, names, arrays, batch.start, None, batch.plain)
+        row = 0
+        for call in calls:
+            call.row = row
+            row += call.rows
+        return Part(calls, names, arrays, 0)
 
     def _pieces(self, feed: dict[str, Array], names: tuple[str, ...], rows: int) -> tuple[Array, ...]:
         """A request of more rows than a batch may have, run in pieces; whole where its outputs cannot be joined."""
@@ -164,6 +175,6 @@ def _union(calls: list[Call]) -> tuple[str, ...]:
     """The outputs that any of the calls wants, in order of first mention."""
     first = calls[0].plan
     assert first is not None
-    if len(calls) == 1 or all(call.plan is first for call in calls):
+    if len(calls) == 1 or all([call.plan is first for call in calls]):
         return first.names
     return tuple(dict.fromkeys(name for call in calls if call.plan is not None for name in call.plan.names))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 Nanoseconds = list[int] | NDArray[np.int64]
 
 
-class Times(NamedTuple):
+class Times(msgspec.Struct, gc=False):
     """Monotonic nanoseconds of each request, in order: lists for a few, arrays where these are quicker."""
 
     arrived: Nanoseconds

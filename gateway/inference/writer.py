@@ -20,6 +20,7 @@ from gateway.types import Array, Contract, InferRequest, InferResponse, OutputRe
 
 MAX_PLANS = 64
 _ROW_ENDS = b"],["
+LETTER_N = ord("n")
 
 
 class ReplyPlan:
@@ -62,21 +63,27 @@ class Writer:
         return found
 
     def write(
-        self, calls: Sequence[Call], names: Sequence[str], arrays: Sequence[Array], first_row: int | None
+        self,
+        calls: Sequence[Call],
+        names: Sequence[str],
+        arrays: Sequence[Array],
+        first_row: int | None,
+        *,
+        plain: bool = False,
     ) -> tuple[list[tuple[bytes, int]], int]:
         """(body, length of its JSON part) for each call, and how many non-finite values became null.
 
         `arrays` are the outputs `names` of the batch; `first_row` is the block row of their row 0, or None where the
-        single call of the batch owns them whole.
+        single call of the batch owns them whole. `plain` as in Batch: row i is that of call i.
         """
         first = calls[0].plan if calls else None
-        empty = 0 in [array.size for array in arrays]
-        if first is not None and not first.special and not empty and first.names == names:
+        if first is not None and not first.special and first.names == names and 0 not in [each.size for each in arrays]:
             rows = calls[0].rows
-            if len(calls) == 1 and not calls[0].literal:
-                return self._alike(first, calls, arrays, first_row, rows)
-            if all([call.plan is first and call.rows == rows and not call.literal for call in calls]):
-                return self._alike(first, calls, arrays, first_row, rows)
+            alike = plain or all([call.plan is first and call.rows == rows and not call.literal for call in calls])
+            if alike and (first_row is not None or all([each.ndim and len(each) == rows for each in arrays])):
+                starts = range(len(calls)) if plain else [call.row - (first_row or 0) for call in calls]
+                return self._alike(first, calls, arrays, starts if first_row is not None else (0,), rows, plain=plain)
+        empty = 0 in [array.size for array in arrays]
         by_name = dict(zip(names, arrays, strict=True))
         texts: dict[str, list[bytes]] = {}
         replies: list[tuple[bytes, int]] = []
@@ -94,42 +101,45 @@ class Writer:
         return replies, nonfinite
 
     def _alike(
-        self, plan: ReplyPlan, calls: Sequence[Call], arrays: Sequence[Array], first_row: int | None, rows: int
+        self,
+        plan: ReplyPlan,
+        calls: Sequence[Call],
+        arrays: Sequence[Array],
+        starts: Sequence[int],
+        rows: int,
+        *,
+        plain: bool,
     ) -> tuple[list[tuple[bytes, int]], int]:
-        """Calls of as many rows and the same outputs: what most batches are. One format a reply."""
-        if first_row is None and any([array.ndim == 0 or len(array) != rows for array in arrays]):
-            body, length, count = self._plain(calls[0], plan, dict(zip(plan.names, arrays, strict=True)), {}, None)
-            return [(body, length)], count
+        """Calls of as many rows each and the same outputs: what most batches are. One format a reply.
+
+        `starts` are their first rows in the arrays.
+        """
         key = (rows, *[array.shape[1:] for array in arrays])
         form = plan.forms.get(key) or self._form(plan, key)
-        nonfinite = 0
+        nonfinite = blob = 0
         texts: list[list[bytes]] = []
-        blobs: list[tuple[bytes, int]] = []
+        blobs: list[list[bytes]] = []
         for output, spec, array in zip(plan.outputs, plan.specs, arrays, strict=True):
             if output.binary:
                 raw = to_binary(array, DATATYPES[spec.datatype])
-                blobs.append((raw, len(raw) // len(array) if len(array) else 0))
+                width = len(raw) // len(array)
+                blob += rows * width
+                blobs.append([raw[at * width : (at + rows) * width] for at in starts])
             else:
                 cut, nulls = _rows(array)
                 nonfinite += nulls
+                if rows > 1:
+                    cut = [b",".join(cut[at : at + rows]) for at in starts]
+                elif not plain:
+                    cut = [cut[at] for at in starts]
                 texts.append(cut)
-        replies = []
-        for call in calls:
-            row = 0 if first_row is None else call.row - first_row
-            pid = call.prediction_id
-            call_id = orjson.dumps(call.id) if call.id else b'"%b"' % pid
-            if rows == 1:
-                body = form % (call_id, pid, *[text[row] for text in texts])
-            else:
-                body = form % (call_id, pid, *[b",".join(text[row : row + rows]) for text in texts])
-            length = len(body)
-            if blobs:
-                body = b"".join([body, *[raw[row * width : (row + rows) * width] for raw, width in blobs]])
-            replies.append((body, length))
-        return replies, nonfinite
+        ids = [call.prediction_id for call in calls]
+        own = ids if plain else [orjson.dumps(each.id)[1:-1] if each.id else each.prediction_id for each in calls]
+        bodies = [form % pieces for pieces in zip(own, ids, *texts, *blobs, strict=True)]
+        return [(body, len(body) - blob) for body in bodies], nonfinite
 
     def _form(self, plan: ReplyPlan, key: tuple[Any, ...]) -> bytes:
-        """The JSON part of such a reply with a place for the id, the prediction id and each output's values."""
+        """Such a reply with a place for the id, the prediction id, each JSON output's values, each binary one's."""
         rows, *trailing = key
         pieces = []
         for at, (output, spec, shape) in enumerate(zip(plan.outputs, plan.specs, trailing, strict=True)):
@@ -137,7 +147,8 @@ class Writer:
             head = self._head(output.name, at, (rows, *shape), size).replace(b"%", b"%%")
             pieces.append(head if output.binary else head + b"%b]}")
         front = self._front.replace(b"%", b"%%")
-        form = front + b'%b,"parameters":{"prediction_id":"%b"},"outputs":[' + b"".join(pieces) + b"]}"
+        form = front + b'"%b","parameters":{"prediction_id":"%b"},"outputs":[' + b"".join(pieces) + b"]}"
+        form += b"%b" * sum(output.binary for output in plan.outputs)
         if len(plan.forms) >= MAX_PLANS:
             plan.forms.clear()
         plan.forms[key] = form
@@ -222,11 +233,12 @@ def _rows(array: Array) -> tuple[list[bytes], int]:
     count = len(array)
     if array.dtype == object:
         return [orjson.dumps(row.reshape(-1).tolist())[1:-1] for row in array.reshape(count, -1)], 0
-    if array.ndim > 2:
-        array = array.reshape(count, -1)
     depth = array.ndim
+    if depth > 2:
+        array, depth = array.reshape(count, -1), 2
     text = orjson.dumps(array, option=orjson.OPT_SERIALIZE_NUMPY)[depth:-depth]
-    nulls = text.count(b"null")
+    # Only a value that is not finite has the letter: looking for it takes less than counting the word.
+    nulls = text.count(b"null") if LETTER_N in text else 0
     if count == 1:
         return [text], nulls
-    return text.split(b"," if depth == 1 else b"],["), nulls
+    return text.split(b"," if depth == 1 else _ROW_ENDS), nulls

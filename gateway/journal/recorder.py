@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
@@ -33,14 +33,15 @@ MAX_TARGETS = 64
 """Sets of requested outputs whose columns are remembered."""
 
 
-class Run(NamedTuple):
+class Run(msgspec.Struct, gc=False):
     """What the answers of a run have in common: its rows and length, when they are given, and (`wall_ns`) what makes
-    Unix time of the monotonic clock. All in nanoseconds."""
+    Unix time of the monotonic clock. All in nanoseconds. `plain` as in Batch."""
 
     rows: int
     run_ns: int
     now_ns: int
     wall_ns: int
+    plain: bool = False
 
 
 class Recorder:
@@ -176,7 +177,10 @@ class Recorder:
     def answered(
         self, calls: Sequence[Call], names: tuple[str, ...], arrays: Sequence[Array], times: Times, run: Run
     ) -> None:
-        """The answers of calls that ran together, in order; `arrays` are the outputs `names` of just these calls."""
+        """The answers of calls that ran together, in order; `arrays` are the outputs `names` of just these calls.
+
+        `run.plain` as in Batch.
+        """
         block = calls[0].block
         if block is None:
             for index, call in enumerate(calls):
@@ -222,10 +226,10 @@ class Recorder:
         else:
             for call, queue_ns in zip(calls, times.queue, strict=True):
                 self._time(segment, block.base + call.row, call, call.rows, run.now_ns, run.wall_ns, queue_ns)
-        noted = [call for call in calls if call.noted]
+        noted = [] if run.plain else [call for call in calls if call.noted]
         if noted or not plain or self._others:
             self._frames(segment, block, noted, names, arrays, start, stop)
-        if count == len(calls) and not any([call.gone for call in calls]):
+        if run.plain or (count == len(calls) and not any([call.gone for call in calls])):
             segment.status[start:stop] = 200
         else:
             for call in calls:

@@ -68,8 +68,12 @@ class Segment:
         self.route: Array = meta["route"]
         self.form: Array = meta["form"]
         self.status: Array = meta["status"]
-        self.scalars = (
-            self.time_ns, self.latency_ns, self.queue_ns, self.run_ns, self.span, self.batch, self.status,
+        # The same memory: one number is written into a memoryview in a third of the time.
+        self.scalars = tuple(
+            array.data
+            for array in (
+                self.time_ns, self.latency_ns, self.queue_ns, self.run_ns, self.span, self.batch, self.status,
+            )
         )  # fmt: skip
         self.targets: dict[tuple[str, ...], tuple[Target | None, ...]] = {}
         self.window: Block | None = None

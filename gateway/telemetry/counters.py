@@ -56,6 +56,7 @@ VECTOR = 12
 _BUCKETS_NS = tuple(int(bound * 1e9) for bound in BUCKETS_S)
 _BOUNDS_NS = np.array(_BUCKETS_NS, np.int64)
 _WIDTH = len(BUCKETS_S) + 2
+_SUM = _WIDTH - 1
 _OUTCOME_AT = {name: index for index, name in enumerate(OUTCOMES)}
 _PHASE_AT = {name: len(OUTCOMES) + index * _WIDTH for index, name in enumerate(PHASES)}
 _PHASES_AT = tuple(_PHASE_AT.values())
@@ -121,12 +122,12 @@ class VersionCounters:
         if count == 1:
             for at, value in zip(_PHASES_AT, (decode_ns[0], queue_ns[0], run_ns, encode_ns, total_ns[0]), strict=True):
                 cells[at + bisect_left(_BUCKETS_NS, value)] += 1
-                cells[at + _WIDTH - 1] += value
+                cells[at + _SUM] += value
             return
         for phase, value in (("run", run_ns), ("encode", encode_ns)):
             at = _PHASE_AT[phase]
             cells[at + bisect_left(_BUCKETS_NS, value)] += count
-            cells[at + _WIDTH - 1] += value * count
+            cells[at + _SUM] += value * count
         for phase, values in (("decode", decode_ns), ("queue", queue_ns), ("total", total_ns)):
             at = _PHASE_AT[phase]
             if count < VECTOR:
@@ -135,8 +136,8 @@ class VersionCounters:
             else:
                 values = np.asarray(values, np.int64)
                 found = np.searchsorted(_BOUNDS_NS, values, side="left")
-                self._array[at : at + _WIDTH - 1] += np.bincount(found, minlength=_WIDTH - 1)
-            cells[at + _WIDTH - 1] += int(values.sum()) if isinstance(values, np.ndarray) else sum(values)
+                self._array[at : at + _SUM] += np.bincount(found, minlength=_SUM)
+            cells[at + _SUM] += int(values.sum()) if isinstance(values, np.ndarray) else sum(values)
 
     def ran(self, rows: int, input_ns: int, infer_ns: int, output_ns: int, now_ms: int) -> None:
         """The session ran once over `rows` rows."""
@@ -182,7 +183,7 @@ class VersionCounters:
     def histogram(self, phase: str) -> Histogram:
         """The latency histogram of one of PHASES."""
         at = _PHASE_AT[phase]
-        return Histogram(tuple(self._cells[at : at + _WIDTH - 1]), self._cells[at + _WIDTH - 1])
+        return Histogram(tuple(self._cells[at : at + _SUM]), self._cells[at + _SUM])
 
     @property
     def rows(self) -> int:

@@ -33,9 +33,9 @@ class ClosedAdmission(Admission):
         """See Admission. Raises NotReady."""
         raise NotReady("the server is short of memory; it takes requests again when it has more", retry_after_s=RETRY_S)
 
-    def leave(self, key: str) -> None:
+    def leave(self, key: str, count: int = 1) -> None:
         """See Admission."""
-        self.inner.leave(key)
+        self.inner.leave(key, count)
 
 
 def resident_bytes() -> int:

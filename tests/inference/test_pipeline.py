@@ -354,7 +354,7 @@ def test_a_short_run_does_not_begin_beside_a_long_one_of_the_same_version() -> N
 
 def test_rows_that_gain_nothing_from_running_together_run_alone() -> None:
     session = FakeSession()
-    world = World(servable(session, run_s=0.0001, batch_s=0.0008, batch_rows=8))
+    world = World(servable(session, run_s=0.001, batch_s=0.008, batch_rows=8))
 
     async def main() -> None:
         doors = [world.send(value)[1] for value in range(3)]
