@@ -83,6 +83,11 @@ class Blame:
                     self._judge(culprit, death)
             return bool(new)
 
+    @property
+    def is_calm(self) -> bool:
+        """True while no version has crashed a worker, as long as is remembered."""
+        return not self._deaths and not self._blocked
+
     def reason(self, key: VersionKey) -> str:
         """Why a version is blocked, empty where it is not."""
         return self._blocked.get(key, "")

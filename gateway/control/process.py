@@ -99,6 +99,9 @@ async def _judge(manager: Manager, fleet: Fleet) -> None:
     """Withdraw versions that crash workers, and have the others that did so looked at more closely."""
     while True:
         fleet.blame.look()
+        if fleet.blame.is_calm:
+            await asyncio.sleep(JUDGE_S)
+            continue
         serving = [
             record.servable
             for entry in manager.entries.values()

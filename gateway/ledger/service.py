@@ -35,7 +35,7 @@ RETRIES = 500
 LABELS = 500
 SEGMENTS = 16
 
-POLL_S = 0.2
+POLL_S = 0.5
 AFTER_FAILURE_S = 2.0
 NICENESS = 1
 """How far the thread stands behind the event loop of its process. Not far: it must keep up beside busy workers, and a

@@ -132,6 +132,12 @@ class Manager:
             record = Record(files.version, files=files, servable=servable, served=entry.identity(files))
             entry.records[files.version] = record
 
+    @property
+    def is_working(self) -> bool:
+        """True while something is under way that a step could take further."""
+        records = [record for entry in self.entries.values() for record in entry.records.values()]
+        return self._scan is not None or any(record.attempt or record.draining for record in records)
+
     def scan_soon(self) -> int:
         """Look at the source at the next step; returns the number that `scans` has when that look is done."""
         self._next_scan = 0.0

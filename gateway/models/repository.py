@@ -22,8 +22,8 @@ from gateway.models import policy
 from gateway.models.manager import Entry, Manager, Record
 from gateway.models.wishes import AliasMove, ModelWishes
 
-STEP_S = 0.05
-"""Pause between two steps of the manager."""
+STEP_S, IDLE_S = 0.05, 0.25
+"""Pause between two steps of the manager, while something is under way and while nothing is."""
 
 
 class Repository:
@@ -38,7 +38,7 @@ class Repository:
         try:
             while True:
                 self._manager.step(time.monotonic())
-                await asyncio.sleep(STEP_S)
+                await asyncio.sleep(STEP_S if self._manager.is_working else IDLE_S)
         finally:
             self._manager.close()
 

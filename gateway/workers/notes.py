@@ -148,6 +148,8 @@ def append(path: Path, death: Death) -> None:
 def read_deaths(path: Path, offset: int = 0) -> tuple[list[Death], int]:
     """The deaths from an offset of the file on, and the offset behind them."""
     try:
+        if path.stat().st_size == offset:
+            return [], offset
         with open(path, "rb") as file:
             file.seek(offset)
             whole, _, _ = file.read().rpartition(b"\n")
