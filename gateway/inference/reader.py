@@ -12,6 +12,7 @@ from struct import Struct
 from struct import error as StructError
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import orjson
 
 from gateway.errors import InvalidRequest
@@ -21,6 +22,19 @@ from gateway.oip import request as oip
 from gateway.oip.datatypes import DATATYPES, is_float, nonfinite_count
 from gateway.oip.limits import Limits
 from gateway.types import Contract, InferRequest, OutputRequest
+
+try:
+    import simdjson
+except ImportError:  # there are Pythons for which it has no wheels; orjson reads the same, in more time
+    _simd: Any = None
+else:
+    _simd = simdjson.Parser()
+
+MANY_NUMBERS = 96
+"""From this many on, simdjson reads them into an array in less time than orjson and struct."""
+
+MAX_SQUARES = 1e76
+"""Sum of squares below which no number is too large for 32 bits: that of a larger one is left to the general codec."""
 
 MAX_HEADERS = 128
 MAX_HEADER_BYTES = 4096
@@ -60,12 +74,14 @@ class _Header(NamedTuple):
 class _Shell(NamedTuple):
     """What stood around the numbers of a plain JSON body: with the same around others, only these are read.
 
-    `tail` begins with the bracket that closes them; `pack` writes as many numbers as the rows have.
+    `tail` begins with the bracket that closes them; `pack` writes as many numbers as the rows have. `shape` is that of
+    all rows, where their numbers are floats, and many.
     """
 
     rows: int
     tail: bytes
     pack: Any
+    shape: tuple[int, ...] | None
 
 
 class Reader:
@@ -153,8 +169,15 @@ class Reader:
         rows = shell.rows
         block, row = self._room(1, rows)
         try:
-            shell.pack(block.raw[0], row * self.layout.columns[0].row_bytes, *orjson.loads(text))
-        except (orjson.JSONDecodeError, StructError, OverflowError):
+            if shell.shape is not None and _simd is not None:
+                values = np.frombuffer(_simd.parse(text).as_buffer(of_type="d"))
+                if not values.dot(values) < MAX_SQUARES:
+                    return False
+                block.arrays[0][row : row + rows] = values.reshape(shell.shape)
+            else:
+                shell.pack(block.raw[0], row * self.layout.columns[0].row_bytes, *orjson.loads(text))
+        except (ValueError, TypeError, RuntimeError, StructError, OverflowError):
+            # Whatever it is that is no number in its place, the general codec has a name for it.
             return False
         call.outputs = self.everything
         block.fill = row + rows
@@ -173,7 +196,9 @@ class Reader:
             if len(self._shells) >= MAX_HEADERS:
                 self._shells.clear()
             pack = Struct(f"<{rows * column.width}{column.letter}").pack_into
-            self._shells[head] = _Shell(rows, body[body.find(CLOSE, start) :], pack)
+            are_many = rows * column.width >= MANY_NUMBERS and column.letter in ("f", "d")
+            shape = (rows, *column.trailing) if are_many else None
+            self._shells[head] = _Shell(rows, body[body.find(CLOSE, start) :], pack, shape)
 
     def _read_json(self, call: Call, body: bytes) -> bool:
         """True when read; False leaves everything, errors too, to the general codec."""

@@ -17,7 +17,7 @@ from gateway.errors import ClientError
 from gateway.inference import reader as reader_module
 from gateway.inference.block import Block, Blocks
 from gateway.inference.call import Call
-from gateway.inference.reader import LONG_BODY, MAX_HEADER_BYTES, MAX_HEADERS, PRIORITIES, Reader
+from gateway.inference.reader import LONG_BODY, MANY_NUMBERS, MAX_HEADER_BYTES, MAX_HEADERS, PRIORITIES, Reader
 from gateway.oip.limits import Limits
 from gateway.oip.request import decode
 from gateway.types import Array, Contract, InferRequest, OutputRequest, TensorSpec
@@ -73,7 +73,11 @@ def run_through(reader: Reader, contract: Contract, sent: list[Body], data: st.D
     for body in sent:
         blocks = [(call.block, call.block.fill, call.block.held) for call, _ in held if call.block is not None]
         # Long bodies are searched in another way than short ones.
-        with patch.object(reader_module, "LONG_BODY", data.draw(st.sampled_from([0, LONG_BODY]))):
+        many = data.draw(st.sampled_from([0, MANY_NUMBERS]))
+        with (
+            patch.object(reader_module, "LONG_BODY", data.draw(st.sampled_from([0, LONG_BODY]))),
+            patch.object(reader_module, "MANY_NUMBERS", many),
+        ):
             got = read(reader, contract, body)
         assert_agree(got, general(body, contract), reader)
         for call, rows in held:
@@ -87,6 +91,75 @@ def run_through(reader: Reader, contract: Contract, sent: list[Body], data: st.D
             call, _ = held.pop(data.draw(st.integers(0, len(held) - 1)))
             if call.block is not None:
                 reader.release(call.block)
+
+
+NUMBERS = (
+    "0",
+    "-0",
+    "-0.0",
+    "1",
+    "1.5",
+    "0.1",
+    "1e-45",
+    "1E5",
+    "3.4028235e38",
+    "-3.4e38",
+    "16777217",
+    "9007199254740993",
+)
+NO_NUMBERS = (
+    *(
+        "true",
+        "false",
+        "null",
+        '"1"',
+        "[1]",
+        "{}",
+        "NaN",
+        "Infinity",
+        "-",
+        "01",
+        "1.",
+        "+1",
+        "1e39",
+        "1e400",
+        "-1e39",
+        "",
+    ),
+    *(
+        "18446744073709551615",
+        "18446744073709551616",
+        "9223372036854775808",
+        "1 1",
+        "1]",
+        "1],[1",
+        "\\u0031",
+        "1\t",
+        "\x00",
+    ),
+)
+
+
+@settings(max_examples=settings().max_examples * 4)
+@given(data=st.data(), datatype=st.sampled_from(["FP32", "FP64", "INT64", "INT8", "UINT16"]), rows=st.integers(1, 2))
+def test_a_body_that_differs_from_the_one_before_in_its_numbers_alone_is_read_as_the_general_codec_does(
+    data: st.DataObject, datatype: str, rows: int
+) -> None:
+    contract = Contract((TensorSpec("x", datatype, (-1, 3)),), (TensorSpec("y", "FP32", (-1, 3)),), batched=True)
+    reader = Reader(contract, LIMITS, "m", refuse_nonfinite=False)
+    space, tail = (
+        data.draw(st.sampled_from(["", " "])),
+        data.draw(st.sampled_from(["}]}", " }] }", ',"a":1}]}', "}],\n}"])),
+    )
+    head = f'{{"inputs":[{{"name":"x","shape":[{rows},3],"datatype":"{datatype}","data":{space}['
+    sent = [["1"] * 3 * rows]
+    for _ in range(4):
+        items = data.draw(st.lists(st.sampled_from(NUMBERS), min_size=3 * rows, max_size=3 * rows))
+        if data.draw(st.booleans()):
+            items[data.draw(st.integers(0, len(items) - 1))] = data.draw(st.sampled_from(NO_NUMBERS))
+        sent.append(items[: data.draw(st.sampled_from([len(items)] * 5 + [len(items) - 1]))])
+    bodies_sent = [Body((head + ("," + space).join(items) + "]" + tail).encode(), None) for items in sent]
+    run_through(reader, contract, bodies_sent, data)
 
 
 @pytest.mark.parametrize("oddity", ["", *ODDITIES])
