@@ -615,6 +615,47 @@ def test_a_connection_between_requests_is_closed_when_it_was_idle_for_too_long()
     run(main)
 
 
+def test_a_connection_is_idle_for_as_long_behind_an_asgi_reply_as_behind_any_other() -> None:
+    rig = Rig(servable(), idle_timeout_s=7.0, header_timeout_s=10.0)
+
+    async def main() -> None:
+        for rest in (b"", b"POST /v2/models/m/in"):
+            connection = rig.connect()
+            connection.send(b"GET /v2/health/live HTTP/1.1\r\nHost: a\r\n\r\n" + rest)
+            await settle(rig)
+            assert connection.protocol.timeout_keep_alive_task is None, "uvicorn has a deadline of its own"
+            connection.check(rig.set_clock(6))
+            assert not connection.is_over
+            connection.check(rig.set_clock(2 if not rest else 5))
+            await settle(rig)
+            assert connection.is_over
+            assert [reply.status for reply in connection.replies()] == [200, 408][: 1 + bool(rest)]
+
+    run(main)
+
+
+@pytest.mark.parametrize("target", ["/v1/nowhere", "/v2/repository/index", "/v1/feedback", INFER + "/more"])
+def test_a_client_that_still_sends_can_read_the_asgi_reply_that_ends_its_connection(target: str) -> None:
+    rig = Rig(servable(), max_body_bytes=1000)
+
+    async def main() -> None:
+        connection = rig.connect()
+        connection.send(f"POST {target} HTTP/1.1\r\nHost: a\r\nContent-Length: 5000000\r\n\r\n".encode())
+        for _ in range(20):
+            connection.send(b"x" * 10_000)
+            await settle(rig)
+        (reply,) = connection.replies()
+        assert reply.status in (404, 413)
+        assert reply.headers["connection"] == "close"
+        assert connection.transport.eof, "it is told that nothing more comes"
+        assert not connection.transport.closing, "closing on unread data would reset it"
+        connection.check(rig.set_clock(LINGER_S + 1))
+        await settle(rig)
+        assert connection.transport.closing
+
+    run(main)
+
+
 def test_a_connection_that_waits_for_its_reply_is_not_idle() -> None:
     gate = Gate()
     rig = Rig(servable(FakeSession(gate), **LONG), idle_timeout_s=5.0, default_deadline_s=60.0)

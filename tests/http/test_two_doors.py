@@ -145,6 +145,11 @@ SPELLINGS: Mapping[str, tuple[bytes, int]] = {
     "id behind a header that stands twice": (message(document(1), *TWICE, "X-Request-Id: mine"), 400),
     "two mistakes": (message(b"", "Content-Length: 4097", *TWICE, length=False), 400),
     "deadline": (message(document(1, parameters={"timeout": 1})), 504),
+    "time for an answer": (message(document(1), "Headgate-Timeout-Ms: 5000"), 200),
+    "time that is over": (message(document(1, parameters={"timeout": 1}), "Headgate-Timeout-Ms: 5000"), 504),
+    "no time": (message(document(1), "Headgate-Timeout-Ms: 0"), 400),
+    "time in words": (message(document(1), "Headgate-Timeout-Ms: a second"), 400),
+    "time without end": (message(document(1), "Headgate-Timeout-Ms: 1000000000000"), 400),
     "priority": (message(document(1, parameters={"priority": 2, "timeout": 5_000_000})), 200),
 }
 """Requests to `m` that are spelt unusually, or wrong where a door looks by itself."""

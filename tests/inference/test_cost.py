@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.inference.cost import KEPT, LONGEST_BATCH_S, MAX_SIZES, REFIT_RUNS, WORTH_IT, Cost
+from gateway.inference.cost import KEPT, LONGEST_BATCH_S, MAX_SIZES, REFIT_RUNS, TRIAL_RUNS, WORTH_IT, Cost
 
 NOTHING = (None, None, 0)
 ROWS = (1, 2, 4, 8, 16, 32, 64)
@@ -124,6 +124,18 @@ def test_batching_pays_where_a_run_costs_something_besides_its_rows(a: float, b:
     cost = Cost(a + b, a * 8 + b, 8)
     assert cost.batching_pays is pays
     assert cost.best_rows(64) == (1 if not pays else 64)
+
+
+def test_where_batching_is_off_a_larger_batch_is_tried_now_and_then_and_turns_it_on_again() -> None:
+    """What was measured first may have been measured while something else ran."""
+    cost = Cost(0.01, 0.08, 8)
+    sizes = []
+    for _ in range(20 * TRIAL_RUNS):
+        sizes.append(rows := cost.best_rows(64))
+        cost.learn(rows, 0.001 + 1e-5 * rows)
+    assert sizes[: TRIAL_RUNS - 1] == [1] * (TRIAL_RUNS - 1)
+    assert cost.batching_pays
+    assert sizes[-1] == 64
 
 
 def test_a_row_that_takes_just_too_large_a_share_of_a_row_alone_is_run_alone() -> None:

@@ -750,6 +750,79 @@ def test_a_connection_that_breaks_while_it_is_answered_hurts_none_of_its_mates(
     assert [record.levelname for record in caplog.records] == ["ERROR"]
 
 
+@pytest.mark.parametrize("where", ["recorder", "counters"])
+def test_a_defect_on_the_way_out_of_one_version_costs_its_calls_an_answer_and_the_others_nothing(
+    where: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(servable(model="m"), servable(model="n"))
+
+    def breaks(*_: Any, **__: Any) -> None:
+        raise MemoryError
+
+    async def main() -> None:
+        bad = [world.send(value)[1] for value in range(2)]
+        call = world.admit("n")
+        world.pipeline.submit(call, body_of(7), None)
+        other = world.doors[-1]
+        engine = next(each for each in world.pipeline.engines() if each.servable.model == "m")
+        if where == "counters":
+            monkeypatch.setattr(engine.servable.counters, "served", breaks)
+        elif engine.recorder is not None:
+            monkeypatch.setattr(engine.recorder, "answered", breaks)
+        await turns()
+        assert values_of(other) == [7]
+        assert all(door.times == 1 for door in bad), "each of them was told, once"
+        if where == "recorder" and engine.recorder is not None:
+            assert [code_of(door) for door in bad] == ["internal"] * 2
+        assert [version.in_flight for version in world.versions] == [0, 0]
+        assert world.pipeline.admission.in_flight == 0
+        monkeypatch.undo()
+        _, door = world.send(3)
+        await turns()
+        assert values_of(door) == [3]
+
+    run(main)
+
+
+def test_a_batch_for_which_the_system_gives_no_thread_is_refused_and_the_next_one_runs(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(servable(**LONG))
+
+    async def main() -> None:
+        call, door = world.send(1)
+        (engine,) = world.pipeline.engines()
+
+        def refuses(*_: Any) -> None:
+            raise RuntimeError("can't start new thread")
+
+        monkeypatch.setattr(engine.thread, "submit", refuses)
+        await until(lambda: door.times)
+        assert code_of(door) == "internal"
+        monkeypatch.undo()
+        _, door = world.send(2)
+        await until(lambda: door.times)
+        assert values_of(door) == [2]
+        world.assert_at_rest()
+        world.pipeline.close()
+
+    run(main)
+
+
+def test_the_deadline_of_a_header_holds_unless_the_request_itself_has_one() -> None:
+    world = World(servable())
+    now_ns = time.monotonic_ns()
+    for header_s, body, seconds in ((2.0, {}, 2.0), (2.0, {"timeout": 500_000}, 0.5), (3600.0, {}, 60.0)):
+        call = world.pipeline.admit(("m", None), FakeDoor(), now_ns, timeout_s=header_s)
+
+        async def main(call: Call = call, body: dict[str, Any] = body) -> None:
+            world.pipeline.submit(call, body_of(1, **body), None)
+            await turns()
+
+        run(main)
+        assert call.deadline_ns - call.arrived_ns == int(seconds * 1e9)
+
+
 def test_a_connection_that_breaks_while_it_is_refused_does_not_end_the_watch_over_deadlines(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
