@@ -99,7 +99,7 @@ class FastProtocol(HttpToolsProtocol):
         """A whole request under a head that was seen before goes straight on; all else goes through the parser."""
         if self.at_start and not self.finished:
             # The next head of a connection is most often the same one, and so of the same size.
-            size, names = self.head_size, NO_NAMES
+            size, names, self.seen = self.head_size, NO_NAMES, None
             head = self.heads.get(data[:size])
             if head is None:
                 head, size, names, self.seen = recall(self.heads, data)
@@ -342,12 +342,16 @@ class FastProtocol(HttpToolsProtocol):
         prediction_id = call.prediction_id
         request_id = call.request_id.encode() if call.noted and call.request_id else prediction_id
         close = call.close
-        if head.coding is not None or close or json_length != len(body):
+        dates = gateway.joined_headers
+        length = len(body)
+        if head.coding is not None or close:
             reply = replies.unusual(
-                gateway.joined_headers, prediction_id, request_id, body, json_length, coding=head.coding, close=close
+                dates, prediction_id, request_id, body, json_length, coding=head.coding, close=close
             )
+        elif length == json_length:
+            reply = replies.OK % (dates, prediction_id, length, request_id, body)
         else:
-            reply = replies.OK % (gateway.joined_headers, prediction_id, json_length, request_id, body)
+            reply = replies.BINARY % (dates, prediction_id, json_length, length, request_id, body)
         self.cells[head.answered] += 1
         if self.access_log:
             gateway.log_access(head.route, 200, call.arrived_ns, request_id.decode())

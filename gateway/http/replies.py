@@ -15,6 +15,13 @@ OK = (
 """The reply to most requests: default headers, prediction id, length, request id, body."""
 
 
+BINARY = (
+    b"HTTP/1.1 200 OK\r\n%bheadgate-prediction-id: %b\r\ncontent-type: application/octet-stream\r\n"
+    b"inference-header-content-length: %d\r\ncontent-length: %d\r\nx-request-id: %b\r\n\r\n%b"
+)
+"""The same with binary data behind the JSON: default headers, prediction id, both lengths, request id, body."""
+
+
 class Refusal:
     """A reply that needs no call, in its place among the others."""
 
@@ -35,7 +42,7 @@ def unusual(
     coding: str | None,
     close: bool,
 ) -> bytes:
-    """A reply with binary data behind `json_length` bytes of JSON, under a coding, or the last of its connection."""
+    """A reply under a coding, or the last of its connection; binary data may stand behind `json_length` bytes."""
     lines = [b"HTTP/1.1 200 OK\r\n", dates, b"headgate-prediction-id: ", prediction_id]
     if json_length < len(body):
         lines.append(b"\r\ncontent-type: application/octet-stream\r\n")

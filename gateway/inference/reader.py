@@ -63,12 +63,16 @@ class BlockSource(Protocol):
 
 
 class _Header(NamedTuple):
-    """What a JSON part said that was seen before: equal bytes mean an equal request, so it is not read again."""
+    """What a JSON part said that was seen before: equal bytes mean an equal request, so it is not read again.
+
+    `request` without its inputs; None where it asks for `outputs` and nothing more.
+    """
 
     rows: int
     sizes: tuple[tuple[int, int], ...]
     total: int
-    request: InferRequest
+    outputs: tuple[OutputRequest, ...]
+    request: InferRequest | None
 
 
 class _Shell(NamedTuple):
@@ -299,16 +303,18 @@ class Reader:
         known = self._headers.get(body[:length])
         if known is None or len(body) - length != known.total or length == 0:
             return False
-        self._adopt(call, known.request)
-        block, row = self._room(call.priority, known.rows)
+        if known.request is not None:
+            self._adopt(call, known.request)
+        else:
+            call.outputs = known.outputs
+        rows = known.rows
+        block, row = self._room(call.priority, rows)
         at = length
-        tensors = memoryview(body)
         for index, size in known.sizes:
-            raw = block.raw[index]
             start = row * self.layout.columns[index].row_bytes
-            raw[start : start + size] = tensors[at : at + size]
+            block.raw[index][start : start + size] = body[at : at + size]
             at += size
-        self._take(call, block, row, known.rows)
+        self._take(call, block, row, rows)
         return True
 
     def _remember(self, body: bytes, header: str, request: InferRequest) -> None:
@@ -327,8 +333,11 @@ class Reader:
             sizes.append((self._at[item["name"]], int(item["parameters"]["binary_data_size"])))
         if len(self._headers) >= MAX_HEADERS:
             self._headers.clear()
+        wishes = request.id or request.timeout_s is not None or {"priority", "nonfinite"} & request.parameters.keys()
         plain = InferRequest(request.id, request.parameters, {}, request.outputs, request.rows, request.timeout_s)
-        self._headers[text] = _Header(request.rows, tuple(sizes), sum(size for _, size in sizes), plain)
+        self._headers[text] = _Header(
+            request.rows, tuple(sizes), sum(size for _, size in sizes), request.outputs, plain if wishes else None
+        )
 
     # -- what is left
 
