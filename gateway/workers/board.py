@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
@@ -103,6 +104,14 @@ class Board:
     def connections(self, slot: int) -> int:
         """Its open connections at its last sign of life."""
         return self._cells[(slot + 1) * _FIELDS + _CONNECTIONS]
+
+    def fewest_connections(self, slots: Iterable[int], since_ns: int) -> int | None:
+        """The least number of connections of any that accepts them and has shown a sign of life since; None for none.
+
+        One that hangs takes none and its number stands still: the others must not wait for it.
+        """
+        accepting = (slot for slot in slots if self.is_ready(slot) and self.last_beat_ns(slot) >= since_ns)
+        return min(map(self.connections, accepting), default=None)
 
 
 def worker_slots(workers: int) -> range:

@@ -29,6 +29,9 @@ STUCK_NS = 2_000_000_000
 FOLLOW_S = 0.02
 """How often a worker looks whether the plan has changed."""
 
+SILENT_NS = 1_000_000_000
+"""After this time without a sign of life, four times what is between two, new connections are not left to a worker."""
+
 
 async def main(place: Place) -> None:
     """Follow the plan, serve, and drain when told to."""
@@ -121,7 +124,7 @@ async def _follow(place: Place, follower: Follower, server: Server) -> None:
     board = place.board
 
     def fewest() -> int | None:
-        return min((board.connections(slot) for slot in workers if board.is_ready(slot)), default=None)
+        return board.fewest_connections(workers, time.monotonic_ns() - SILENT_NS)
 
     serving = False
     while not server.should_exit:

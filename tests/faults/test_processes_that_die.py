@@ -7,12 +7,14 @@ import signal
 import socket
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from gateway.server import KILL_AFTER_S
 from tests.faults.watch import Crowd, Totals, is_running, logged, nothing_in_flight, ports_of, total
+from tests.hostile.wire import Connection, infer_request
 from tests.onnx_models import constant_answer, put
 from tests.server.watching import ROW, family
 from tests.servers import Server
@@ -34,9 +36,14 @@ def seconds_until(server: Server, reached: Callable[[], object], what: str, allo
 
 
 def serves(server: Server, role: str, old: int) -> bool:
-    """Whether another process than `old` has this role and holds connections, or could."""
+    """Whether another process than `old` has this role and answers a client that has just come."""
     pid = server.pid(role)
-    return pid != old and is_running(pid) and bool(ports_of(pid, server))
+    if pid == old:
+        return False
+    with Connection(server.address) as client:
+        client.send(infer_request())
+        reply = client.reply()
+        return reply is not None and reply.status == 200 and client.port in ports_of(pid, server)
 
 
 def test_a_killed_worker_takes_only_its_own_connections_with_it(pair: Pair) -> None:
@@ -166,6 +173,24 @@ def test_a_worker_that_hangs_is_replaced_and_the_clients_of_the_other_do_not_not
     assert logged(server, "process-hung", role="worker 1")
     assert logged(server, "process-ended", role="worker 1", pid=victim)
     server.wait_for(lambda: nothing_in_flight(server), 5, "nothing is in flight")
+
+
+def test_while_a_worker_hangs_new_clients_are_answered_by_the_other_long_before_it_is_replaced(pair: Pair) -> None:
+    """
+    1. One of two workers stops, with the time that a worker normally has. 2. Twenty clients come and stay.
+    Result: each is answered while nobody has even tried to end the worker that hangs.
+    """
+    server = pair()
+    with ExitStack() as stack:
+        os.kill(server.pid("worker 1"), signal.SIGSTOP)
+        for _ in range(20):
+            client = stack.enter_context(Connection(server.address))
+            client.send(infer_request())
+            reply = client.reply()
+            assert reply is not None
+            assert reply.status == 200
+        assert logged(server, "process-hung") == []
+    server.wait_for(lambda: logged(server, "process-ended", role="worker 1"), 10 + LATE_S, "the worker is given up")
 
 
 def test_a_server_that_is_told_to_end_under_load_answers_what_it_has_taken(pair: Pair) -> None:

@@ -190,7 +190,8 @@ def ports_of(pid: int, server: Server) -> set[int]:
         fields = line.split()
         if fields[1].endswith(f":{own}") and f"socket:[{fields[9]}]" in sockets:
             found.add(int(fields[2].rpartition(":")[2], 16))
-    return found
+    # The socket that it listens on has nobody at its other end.
+    return found - {0}
 
 
 def is_running(pid: int) -> bool:

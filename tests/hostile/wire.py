@@ -68,6 +68,7 @@ class Connection:
     def __init__(self, address: str, timeout_s: float = 15.0) -> None:
         host, port = address.rsplit(":", 1)
         self.socket = socket.create_connection((host, int(port)), timeout_s)
+        self.port = int(self.socket.getsockname()[1])
         self._buffer = b""
 
     def __enter__(self) -> Connection:

@@ -61,6 +61,16 @@ def test_a_new_process_in_a_slot_is_known_by_its_pid_alone_and_the_deaths_of_the
     assert facts(two, 4) == (45, 0, 0, 0, 0, 0, 1)
 
 
+def test_the_fewest_connections_are_those_of_workers_that_accept_and_live(board: tuple[Board, Board]) -> None:
+    one, two = board
+    for slot, (beat, connections, ready) in enumerate([(90, 5, True), (100, 3, True), (100, 1, False), (89, 0, True)]):
+        one.beat(slot, beat, connections)
+        one.acknowledge(slot, 1, ready=ready)
+    assert two.fewest_connections(range(4), since_ns=90) == 3
+    assert two.fewest_connections([0, 2, 3], since_ns=90) == 5
+    assert two.fewest_connections([2, 3], since_ns=90) is None
+
+
 @given(st.integers(1, 64), st.data())
 def test_every_worker_has_two_slots_that_are_no_one_elses(workers: int, data: st.DataObject) -> None:
     slots = worker_slots(workers)
