@@ -40,9 +40,11 @@ def perf_analyzer(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPath
     installed = shutil.which("perf_analyzer")
     if installed is not None:
         return [installed]
+    if platform.machine() != "x86_64":
+        pytest.skip("perf_analyzer is not installed, and the one from the wheel needs x86-64")
     compiler = shutil.which("cc")
-    if platform.machine() != "x86_64" or compiler is None:
-        pytest.skip("perf_analyzer is not installed; the one from the wheel needs x86-64 and a C compiler")
+    if compiler is None:
+        unavailable("perf_analyzer is not installed, and the one from the wheel needs a C compiler, as in gcc")
     folder = tmp_path_factory.mktemp("perf_analyzer")
     try:
         with zipfile.ZipFile(wheel(pytestconfig.cache.mkdir("third-party"), REQUIREMENT, SHA256)) as archive:
@@ -61,7 +63,7 @@ def perf_analyzer(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPath
     command = ["env", f"LD_LIBRARY_PATH={folder}", str(program)]
     tried = subprocess.run([*command, "--version"], capture_output=True, text=True, timeout=60)
     if tried.returncode:
-        pytest.skip(f"perf_analyzer does not run on this machine: {tried.stderr.strip()[:300]}")
+        unavailable(f"perf_analyzer does not run on this machine: {tried.stderr.strip()[:300]}")
     return command
 
 
