@@ -9,9 +9,12 @@ from __future__ import annotations
 import secrets
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from gateway.control.blame import Blame
 from gateway.errors import LoadRejected, LoadUnavailable
@@ -147,16 +150,7 @@ class Fleet:
     # -- the workers
 
     def _statuses(self) -> dict[int, WorkerStatus]:
-        """The reports of the processes that are in their slots now."""
-        found = {}
-        for slot in self._slots:
-            try:
-                status = msgspec.json.decode(self._folder.status(slot).read_bytes(), type=WorkerStatus)
-            except (FileNotFoundError, msgspec.DecodeError):
-                continue
-            if status.pid == self._board.pid(slot):
-                found[slot] = status
-        return found
+        return self._folder.statuses(self._board, self._slots)
 
     def _all_loaded(self, incarnation: str, generation: int) -> bool:
         """True when every worker has it. One that is just being replaced reads the plan before it serves.
@@ -178,6 +172,16 @@ class Fleet:
         board, generation = self._board, self.plan.generation
         return all(board.acknowledged(slot) >= generation for slot in self._slots if board.is_ready(slot))
 
+    def lacking(self) -> dict[tuple[str, int], int]:
+        """For each version that answers, the workers that could not load it, and try again."""
+        failed = Counter(incarnation for status in self._statuses().values() for incarnation in status.failed)
+        return {
+            (name, version.version): failed[version.incarnation]
+            for name, model in sorted(self.plan.models.items())
+            for version in model.versions
+            if version.serves
+        }
+
     def holds(self, incarnation: str) -> bool:
         """True while a worker has it loaded, or may have it because it does not follow the present plan yet."""
         if any(each.incarnation == incarnation for model in self.plan.models.values() for each in model.versions):
@@ -189,6 +193,24 @@ def _planned(model: ModelTable) -> PlannedModel:
     versions = [servable.planned for servable in model.ready.values() if isinstance(servable, Planned)]
     statuses = [PlannedStatus(each.version, each.state, each.reason) for each in model.statuses]
     return PlannedModel(versions, dict(model.aliases), statuses, model.error)
+
+
+class FleetCollector(Collector):
+    """What the fleet lacks, as a metric."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet = fleet
+
+    def collect(self) -> Iterable[Metric]:
+        """See prometheus_client's Collector."""
+        missing = GaugeMetricFamily(
+            "headgate_model_missing_workers",
+            "Workers that could not load a version that answers, and try again.",
+            labels=["model", "version"],
+        )
+        for (model, version), workers in self._fleet.lacking().items():
+            missing.add_metric([model, str(version)], workers)
+        yield missing
 
 
 class FleetTable(ServingTable):

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from gateway import app, state
 from gateway.control.aside import Aside
 from gateway.control.blame import Blame, withdraw
-from gateway.control.fleet import Fleet, FleetLoader, FleetTable, Planned
+from gateway.control.fleet import Fleet, FleetCollector, FleetLoader, FleetTable, Planned
 from gateway.control.orders import OrderDesk
 from gateway.models.manager import Manager
 from gateway.models.repository import Repository
@@ -60,7 +60,7 @@ async def main(place: Place) -> None:
         settings, table, repository, lambda: fleet.plan.settled, counters, lambda: read_all(place.folder)
     )
     aside = Aside(settings, counters)
-    for collector in aside.collectors():
+    for collector in (FleetCollector(fleet), *aside.collectors()):
         gateway.registry.register(collector)
     admin = app.build(gateway, admin=True, more=aside.routes())
     server = Server(admin, gateway, place.listener, cap=256, inference=False)

@@ -188,6 +188,18 @@ class RunFolder:
         """The WorkerStatus of a slot."""
         return self.path / f"worker-{slot}.json"
 
+    def statuses(self, board: Board, slots: Iterable[int]) -> dict[int, WorkerStatus]:
+        """The reports of the processes that are in these slots now."""
+        found = {}
+        for slot in slots:
+            try:
+                status = msgspec.json.decode(self.status(slot).read_bytes(), type=WorkerStatus)
+            except (FileNotFoundError, msgspec.DecodeError):
+                continue
+            if status.pid == board.pid(slot):
+                found[slot] = status
+        return found
+
     def all_counters(self) -> list[Path]:
         """The counters of every slot that there ever was."""
         return sorted(self.path.glob("counters-*"))

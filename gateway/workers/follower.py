@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
+from dataclasses import dataclass
 from pathlib import Path
 
 from gateway.errors import HeadgateError, LoadRejected
@@ -20,9 +21,25 @@ from gateway.workers.watched import WatchedSession
 
 log = logging.getLogger("headgate.worker")
 
+RETRY_S = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
+"""Pauses before a version that answers elsewhere is tried again here; the last one repeats."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why an incarnation could not be loaded, how often that was tried, and when it is tried again."""
+
+    reason: str
+    tries: int
+    retry_at: float
+
 
 class Follower:
-    """Belongs to the loop's thread. `step` never blocks: sessions are loaded by the executor, one after another."""
+    """Belongs to the loop's thread. `step` never blocks: sessions are loaded by the executor, one after another.
+
+    What fails while it is being prepared is the control process's to decide about. What should answer is tried again
+    and again: its files may have been away for a moment, or memory short, when this process started.
+    """
 
     def __init__(
         self,
@@ -35,7 +52,7 @@ class Follower:
     ) -> None:
         self.plan = Plan()
         self.generation = 0
-        self.failed: dict[str, str] = {}
+        self.failed: dict[str, Failure] = {}
         self._path = path
         self._loader = loader
         self._table = table
@@ -51,7 +68,13 @@ class Follower:
         """True when everything in the plan is loaded or failed."""
         return self.generation > 0 and self.generation == self.plan.generation
 
-    def step(self, generation: int) -> bool:
+    @property
+    def missing(self) -> dict[str, Failure]:
+        """What should answer and does not, because it could not be loaded here."""
+        wanted = self._wanted()
+        return {key: failure for key, failure in self.failed.items() if wanted[key][1].serves}
+
+    def step(self, generation: int, now: float) -> bool:
         """Follow the plan; `generation` is that of the plan in force. True where there is something to report."""
         changed = False
         if generation != self.plan.generation:
@@ -59,8 +82,10 @@ class Follower:
             self._start()
             changed = True
         for incarnation in [key for key, future in self._loading.items() if future.done()]:
-            self._collect(incarnation, self._loading.pop(incarnation))
+            self._collect(incarnation, self._loading.pop(incarnation), now)
             changed = True
+        if self.failed:
+            self._retry(now)
         if changed:
             self._watch()
             self._publish()
@@ -75,7 +100,7 @@ class Follower:
     def status(self, pid: int) -> WorkerStatus:
         """What is to be reported."""
         held = {key: servable.in_flight for key, servable in (*self._loaded.items(), *self._draining.items())}
-        return WorkerStatus(pid, self.generation, held, dict(self.failed))
+        return WorkerStatus(pid, self.generation, held, {key: failure.reason for key, failure in self.failed.items()})
 
     def _wanted(self) -> dict[str, tuple[str, PlannedVersion]]:
         return {
@@ -98,6 +123,12 @@ class Follower:
             future = self._loading.pop(incarnation)
             if not future.cancel():
                 future.add_done_callback(_discard)
+
+    def _retry(self, now: float) -> None:
+        wanted = self._wanted()
+        for incarnation, failure in self.missing.items():
+            if now >= failure.retry_at and incarnation not in self._loading:
+                self._loading[incarnation] = self._executor.submit(self._load, *wanted[incarnation])
 
     def _load(self, name: str, version: PlannedVersion) -> Servable:
         """Runs in the executor."""
@@ -122,18 +153,25 @@ class Follower:
                 version = wanted[incarnation][1]
                 servable.session.suspect, servable.session.refused = version.suspect, frozenset(version.refused)
 
-    def _collect(self, incarnation: str, future: Future[Servable]) -> None:
+    def _collect(self, incarnation: str, future: Future[Servable], now: float) -> None:
+        name, version = self._wanted()[incarnation]
+        who = {"model": name, "version": version.version}
         try:
             self._loaded[incarnation] = future.result()
-            return
         except HeadgateError as error:
-            self.failed[incarnation] = error.message
+            reason = error.message
         except MemoryError:
-            self.failed[incarnation] = "not enough memory to load it"
+            reason = "not enough memory to load it"
         except Exception:
-            log.exception("load failed", extra={"event": "load-failed"})
-            self.failed[incarnation] = LoadRejected("an internal error stopped the load").message
-        log.error("load failed", extra={"event": "load-failed", "reason": self.failed[incarnation]})
+            log.exception("load failed", extra={"event": "load-failed", **who})
+            reason = LoadRejected("an internal error stopped the load").message
+        else:
+            if self.failed.pop(incarnation, None) is not None:
+                log.info("loaded after all", extra={"event": "loaded-after-all", **who})
+            return
+        tries = self.failed[incarnation].tries + 1 if incarnation in self.failed else 1
+        self.failed[incarnation] = Failure(reason, tries, now + RETRY_S[min(tries, len(RETRY_S)) - 1])
+        log.error("load failed", extra={"event": "load-failed", **who, "reason": reason, "tries": tries})
 
     def _publish(self) -> None:
         models = {}
@@ -143,7 +181,17 @@ class Follower:
                 for version in model.versions
                 if version.serves and version.incarnation in self._loaded
             }
-            statuses = tuple(VersionStatus(each.version, each.state, each.reason) for each in model.statuses)
+            missing = {
+                version.version: self.failed[version.incarnation].reason
+                for version in model.versions
+                if version.serves and version.incarnation in self.failed
+            }
+            statuses = tuple(
+                VersionStatus(each.version, "UNAVAILABLE", f"this worker could not load it: {missing[each.version]}")
+                if each.version in missing
+                else VersionStatus(each.version, each.state, each.reason)
+                for each in model.statuses
+            )
             models[name] = ModelTable(name, ready, model.aliases, statuses, model.error)
         self._table.publish(models)
 

@@ -7,6 +7,7 @@ import gc
 import logging
 import os
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 from gateway import app, host, state
@@ -15,8 +16,8 @@ from gateway.inference.pipeline import Pipeline
 from gateway.models.table import ServingTable
 from gateway.routing import plan as plans
 from gateway.telemetry.store import CounterStore, Snapshot
-from gateway.workers.board import RunFolder, worker_slots
-from gateway.workers.follower import Follower
+from gateway.workers.board import RunFolder, successor_slot, worker_slots
+from gateway.workers.follower import Failure, Follower
 from gateway.workers.memory import MemoryGuard
 from gateway.workers.notes import Notes
 from gateway.workers.process import TICK_S, Place, Server, entry, watch_lifeline
@@ -31,6 +32,9 @@ FOLLOW_S = 0.02
 
 SILENT_NS = 1_000_000_000
 """After this time without a sign of life, four times what is between two, new connections are not left to a worker."""
+
+PATIENT_TRIES = 5
+"""How often a new worker tries to load what others answer with before it serves without: about eight seconds."""
 
 
 async def main(place: Place) -> None:
@@ -120,7 +124,8 @@ def _forget_flights(counters: CounterStore) -> None:
 async def _follow(place: Place, follower: Follower, server: Server) -> None:
     """Keep to the plan; accept connections once it is followed for the first time."""
     pid = os.getpid()
-    workers = [slot for slot in worker_slots(state.worker_count(place.settings)) if slot != place.slot]
+    count = state.worker_count(place.settings)
+    workers = [slot for slot in worker_slots(count) if slot != place.slot]
     board = place.board
 
     def fewest() -> int | None:
@@ -128,20 +133,39 @@ async def _follow(place: Place, follower: Follower, server: Server) -> None:
 
     serving = False
     while not server.should_exit:
-        changed = follower.step(board.generation)
-        if follower.is_current and not serving and server.acceptor is not None:
+        changed = follower.step(board.generation, time.monotonic())
+        acceptor = None if serving or not follower.is_current else server.acceptor
+        if acceptor is not None and not is_better_elsewhere(follower.missing, place, count):
             # From here on it serves, also while it loads what a later plan adds.
             serving = changed = True
             # What was made until now stays: the garbage collector need not look at it again and again.
             gc.collect()
             gc.freeze()
-            server.acceptor.share(fewest, lambda count: board.set_connections(place.slot, count))
-            server.acceptor.start()
+            acceptor.share(fewest, lambda count: board.set_connections(place.slot, count))
+            acceptor.start()
         if changed:
             plans.write(place.folder.status(place.slot), follower.status(pid))
             board.acknowledge(place.slot, follower.generation, ready=serving)
         await asyncio.sleep(FOLLOW_S)
     board.acknowledge(place.slot, follower.generation, ready=False)
+
+
+def is_better_elsewhere(missing: Mapping[str, Failure], place: Place, count: int) -> bool:
+    """Whether clients should not come to this worker yet: it lacks versions that others, of `count`, answer with.
+
+    After some tries it serves without them, because the others may be short of help; but it does not take the place of
+    a predecessor that has them and still serves.
+    """
+    if not missing:
+        return False
+    board, predecessor = place.board, successor_slot(place.slot, count)
+    others = [slot for slot in worker_slots(count) if slot != place.slot and board.is_ready(slot)]
+    having = {
+        slot: tries
+        for slot, status in place.folder.statuses(board, others).items()
+        if (tries := [failure.tries for key, failure in missing.items() if key in status.held])
+    }
+    return predecessor in having or any(min(tries) < PATIENT_TRIES for tries in having.values())
 
 
 async def _beat(place: Place, server: Server, guard: MemoryGuard) -> None:

@@ -5,14 +5,19 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
+from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import pytest
 
+from gateway.models.package import add_version
 from gateway.workers.board import RunFolder
-from tests.faults.watch import Crowd, Totals, is_running, logged, nothing_in_flight
+from gateway.workers.worker import PATIENT_TRIES
+from tests.faults.watch import Crowd, Totals, is_running, logged, nothing_in_flight, ports_of
+from tests.hostile.wire import Connection, infer_request
 from tests.models.crafted import as_slow_as_asked
 from tests.onnx_models import constant_answer, put
 from tests.server.watching import ROW
@@ -99,6 +104,79 @@ def test_where_processes_cannot_start_any_more_the_old_ones_stay_and_the_others_
         assert pauses[-1] > pauses[0]
         server.wait_for(lambda: server.pid("worker 1") != before[0] and len(beats(server)) == 2, 20, "both serve")
     crowd.assert_answered()
+
+
+def test_a_worker_that_lacks_a_model_takes_no_clients_until_it_has_loaded_it(pair: Pair, models: Path) -> None:
+    """
+    1. A model's file is taken away, and a worker is killed. 2. The next one tries to load it. 3. The file is put back.
+    Result: while it is away every client is answered, by the other worker; the metric says that a worker lacks it;
+    afterwards both have it and every client is answered.
+    """
+    file = package(models)
+    server = pair()
+    away = file.rename(models.parent / "model.onnx")
+    os.kill(server.pid("worker 1"), signal.SIGKILL)
+    server.wait_for(lambda: logged(server, "load-failed", model="kept", tries=2), 20, "it was tried again")
+    fresh = server.pid("worker 1")
+    assert lacking(server) == 1
+    with Crowd(server, clients=4, model="kept") as crowd:
+        assert not ports_of(fresh, server)
+        away.rename(file)
+        server.wait_for(lambda: logged(server, "loaded-after-all", model="kept"), 20, "it is loaded")
+        crowd.goes_on()
+    crowd.assert_unharmed()
+    server.wait_for(lambda: lacking(server) == 0, 10, "nothing is lacking")
+    assert_every_connection_is_answered(server)
+
+
+@pytest.mark.slow
+def test_a_worker_that_cannot_load_a_model_serves_without_it_in_the_end_and_goes_on_trying(
+    pair: Pair, models: Path
+) -> None:
+    """
+    1. A model's file is away for longer than a new worker waits. 2. The file is put back.
+    Result: the new worker serves the other models and says of this one why it does not answer; then it loads it.
+    """
+    file = package(models)
+    server = pair()
+    away = file.rename(models.parent / "model.onnx")
+    os.kill(server.pid("worker 1"), signal.SIGKILL)
+    server.wait_for(lambda: logged(server, "load-failed", model="kept", tries=PATIENT_TRIES), 40, "it has tried enough")
+
+    def refused() -> bool:
+        status, headers, text = server.request("POST", "/v2/models/kept/infer", ROW)
+        return status == 503 and "retry-after" in headers and b"this worker could not load it" in text
+
+    server.wait_for(refused, 20, "it serves without the model")
+    for _ in range(10):
+        assert server.request("POST", "/v2/models/echo/infer", ROW)[0] == 200
+    away.rename(file)
+    server.wait_for(lambda: logged(server, "loaded-after-all", model="kept"), 40, "it is loaded")
+    server.wait_for(lambda: lacking(server) == 0, 10, "nothing is lacking")
+    assert_every_connection_is_answered(server)
+
+
+def package(models: Path) -> Path:
+    """A version with a manifest, which stays wanted while its file is away; returns that file."""
+    return add_version(models, "kept", models / "echo" / "1" / "model.onnx") / "model.onnx"
+
+
+def lacking(server: Server) -> float:
+    """Workers that lack that version, from the admin port."""
+    with urlopen(f"{server.admin_url}/metrics", timeout=10) as reply:
+        lines = reply.read().decode().splitlines()
+    series = 'headgate_model_missing_workers{model="kept",version="1"}'
+    return next(float(line.split()[-1]) for line in lines if line.startswith(series))
+
+
+def assert_every_connection_is_answered(server: Server) -> None:
+    """Connections that stay come to both workers."""
+    with ExitStack() as stack:
+        clients = [stack.enter_context(Connection(server.address)) for _ in range(20)]
+        for client in clients:
+            client.send(infer_request(model="kept"))
+        assert {reply.status for client in clients if (reply := client.reply())} == {200}
+        assert all(ports_of(server.pid(role), server) for role in ("worker 1", "worker 2"))
 
 
 def test_a_worker_with_a_run_that_never_ends_is_replaced_after_its_deadline_and_nobody_else_notices(

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from gateway.control.blame import LOAD_DEATHS, Blame
-from gateway.control.fleet import Fleet
+from gateway.control.fleet import Fleet, FleetCollector
 from gateway.errors import LoadRejected, LoadUnavailable
 from gateway.models.config import ModelConfig
 from gateway.models.manifest import Lineage
@@ -132,3 +133,21 @@ def test_a_load_ends_with_the_server(rig: Rig) -> None:
     rig.fleet.close()
     with pytest.raises(LoadUnavailable, match="shutting down"):
         future.result(5)
+
+
+def test_a_version_that_answers_and_that_workers_could_not_load_is_counted(rig: Rig) -> None:
+    serving = msgspec.structs.replace(VERSION, serves=True)
+    models = {"m": plans.PlannedModel([serving, msgspec.structs.replace(VERSION, incarnation="i2", version=2)], {}, [])}
+    plans.write(rig.folder.plan, plans.Plan(models, True, 1))
+    fleet = Fleet(rig.folder, rig.board, 2, 20.0, rig.blame)
+    for failed, missing in (({}, 0), ({"i1": "it is away", "i2": "being prepared"}, 1)):
+        rig.say(1, "i1")
+        rig.say(2, failed=failed)
+        assert fleet.lacking() == {("m", 1): missing}
+        [family] = FleetCollector(fleet).collect()
+        assert [(sample.labels, sample.value) for sample in family.samples] == [
+            ({"model": "m", "version": "1"}, missing)
+        ]
+    rig.begin(2)
+    rig.board.clear(2, 555)
+    assert fleet.lacking() == {("m", 1): 0}, "the one that said so is gone"

@@ -20,7 +20,7 @@ from gateway.models.table import ServingTable
 from gateway.routing import plan as plans
 from gateway.routing.plan import Plan, PlannedModel, PlannedStatus, PlannedVersion
 from gateway.telemetry.counters import VersionCounters
-from gateway.workers.follower import Follower
+from gateway.workers.follower import RETRY_S, Follower
 from gateway.workers.notes import Culprit, Notes, VersionKey
 from gateway.workers.watched import PayloadBlocked, WatchedSession, row_digests
 from tests.models.fakes import ByHand, report
@@ -73,6 +73,7 @@ class Rig:
             self.notes,
         )
         self.generation = 0
+        self.now = 1000.0
 
     def publish(self, *versions: PlannedVersion, settled: bool = True) -> None:
         """The next plan: these versions of the model m."""
@@ -82,7 +83,7 @@ class Rig:
         plans.write(self.path, Plan(models, settled, self.generation))
 
     def step(self) -> bool:
-        return self.follower.step(self.generation)
+        return self.follower.step(self.generation, self.now)
 
     def answers(self) -> list[int]:
         return sorted(self.table.models["m"].ready) if "m" in self.table.models else []
@@ -169,15 +170,55 @@ def test_a_version_that_fails_is_named_and_the_plan_is_followed_all_the_same(
     assert rig.follower.is_current
     assert rig.answers() == [1]
     assert rig.follower.status(7).failed == {"i2": said}
-    rig.publish(planned(1), planned(2))
-    rig.step()
-    assert rig.jobs.jobs == [], "an incarnation that failed is not tried again"
     rig.loader.failing = {}
     rig.publish(planned(1), planned(2, "other"))
     rig.step()
     rig.jobs.run()
     rig.step()
     assert (rig.answers(), rig.follower.status(7).failed) == ([1, 2], {})
+
+
+def test_what_should_answer_is_tried_again_after_growing_pauses_until_it_does(rig: Rig) -> None:
+    rig.loader.failing = {1: LoadRejected("it is away")}
+    rig.publish(planned(1))
+    rig.step()
+    rig.jobs.run()
+    rig.step()
+    for tries, pause in enumerate((*RETRY_S, RETRY_S[-1]), 1):
+        assert {key: failure.tries for key, failure in rig.follower.missing.items()} == {"i1": tries}
+        assert rig.follower.is_current
+        assert rig.table.models["m"].statuses[0].state == "UNAVAILABLE"
+        assert "it is away" in rig.table.models["m"].statuses[0].reason
+        rig.now += pause - 0.01
+        rig.step()
+        assert rig.jobs.jobs == []
+        rig.now += 0.02
+        rig.step()
+        rig.step()
+        assert len(rig.jobs.jobs) == 1
+        assert rig.follower.status(7).failed == {"i1": "it is away"}
+        rig.jobs.run()
+        rig.step()
+    rig.loader.failing = {}
+    rig.now += RETRY_S[-1]
+    rig.step()
+    rig.jobs.run()
+    assert rig.step()
+    assert (rig.answers(), rig.follower.missing, rig.follower.status(7).failed) == ([1], {}, {})
+    assert rig.table.models["m"].statuses[0].state == "READY"
+
+
+def test_what_fails_while_it_is_prepared_is_left_to_the_control_process(rig: Rig) -> None:
+    rig.loader.failing = {1: LoadRejected("it is no model")}
+    rig.publish(planned(1, serves=False))
+    rig.step()
+    rig.jobs.run()
+    rig.step()
+    rig.now += 2 * RETRY_S[-1]
+    rig.step()
+    assert rig.jobs.jobs == []
+    assert rig.follower.missing == {}
+    assert rig.follower.status(7).failed == {"i1": "it is no model"}
 
 
 def test_a_load_that_nobody_wants_any_more_is_not_begun_and_one_that_runs_is_let_go(rig: Rig) -> None:
