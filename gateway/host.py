@@ -19,6 +19,9 @@ from pathlib import Path, PurePosixPath
 ROOT = Path("/")
 _CGROUP = Path("sys/fs/cgroup")
 
+WORKERS_SHARE = 0.85
+"""The share of the memory that the workers may have; the rest is for the control process and for quarantine."""
+
 
 @dataclass(frozen=True, slots=True)
 class Cores:
@@ -85,6 +88,17 @@ def intra_op_threads(cores: float, sessions: int, workers: int = 1, setting: int
     if setting:
         return setting
     return max(1, int(cores / (max(1, workers) * max(1, sessions)) + 1e-9))
+
+
+def worker_memory(memory: Memory | None, workers: int, setting: int = 0) -> int:
+    """Bytes that each of `workers` processes may hold: `setting` where it is not 0, else an equal share of the memory.
+
+    0, which is no limit, where nothing is known of the memory. Without a limit of its own a server that grows meets the
+    kernel's, which ends a worker with all that it has taken.
+    """
+    if setting or memory is None:
+        return setting
+    return int(memory.limit * WORKERS_SHARE / max(1, workers))
 
 
 def connection_cap(open_files: OpenFiles | None) -> int | None:

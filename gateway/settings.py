@@ -94,8 +94,10 @@ class Settings:
         "for load balancers to notice. 5 s suits Kubernetes; it comes before `drain_s`.")
     max_worker_memory_bytes: int = _row(
         0, "Serving", size(0, 1024 * GIB),
-        "Resident memory of a worker above which it answers inference with 503, until it is below nine tenths of it. "
-        "0 is no limit.")
+        "Memory of a worker above which it answers inference with 503, until it is below nine tenths of it; files that "
+        "it has mapped do not count, because the system takes their pages back. 0 divides 85 % of the memory that the "
+        "server may really use (cgroup limit or machine) over the workers; what no machine has, as `1024GiB`, is no "
+        "limit.")
     repository_api: bool = _row(
         True, "Serving", switch(),
         "Whether versions may be loaded and unloaded and aliases moved over HTTP. If not, these calls are answered "
@@ -224,7 +226,7 @@ def add_arguments(parser: argparse.ArgumentParser, only: Iterable[str] | None = 
     rows = [row for row in TABLE if row.name in wanted]
     groups = {row.heading: parser.add_argument_group(row.heading.lower()) for row in rows}
     for row in rows:
-        text = f"{row.text} [{_default(row)}]".replace("`", "")
+        text = f"{row.text} [{_default(row)}]".replace("`", "").replace("%", "%%")
         if row.kind.metavar:
             groups[row.heading].add_argument(row.flag, metavar=row.kind.metavar, default=None, help=text)
         else:

@@ -190,6 +190,23 @@ def test_connections_may_take_half_of_the_open_files(soft: int | None, cap: int 
     assert host.connection_cap(host.OpenFiles(soft, soft)) == cap
 
 
+@pytest.mark.parametrize(
+    ("memory", "workers", "setting", "limit"),
+    [
+        (host.Memory(4 << 30, "cgroup v2 memory.max", 64 << 30, 1 << 30), 2, 0, int((4 << 30) * 0.85 / 2)),
+        (host.Memory(64 << 30, "host", 64 << 30, 32 << 30), 1, 0, int((64 << 30) * 0.85)),
+        (host.Memory(4 << 30, "host", 4 << 30, 1 << 30), 2, 1 << 40, 1 << 40),
+        (host.Memory(4 << 30, "host", 4 << 30, 1 << 30), 0, 0, int((4 << 30) * 0.85)),
+        (None, 2, 0, 0),
+        (None, 2, 1 << 30, 1 << 30),
+    ],
+)
+def test_workers_share_the_memory_that_there_is(
+    memory: host.Memory | None, workers: int, setting: int, limit: int
+) -> None:
+    assert host.worker_memory(memory, workers, setting) == limit
+
+
 def test_without_a_known_limit_there_is_no_connection_cap() -> None:
     assert host.connection_cap(None) is None
 

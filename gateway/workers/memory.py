@@ -38,10 +38,11 @@ class ClosedAdmission(Admission):
         self.inner.leave(key, count)
 
 
-def resident_bytes() -> int:
-    """Resident memory of this process."""
+def own_bytes() -> int:
+    """Resident memory of this process but for mapped files, as the journal's, which the system can take back."""
     with open("/proc/self/statm", encoding="ascii") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        _, resident, shared = file.read().split()[:3]
+    return (int(resident) - int(shared)) * os.sysconf("SC_PAGE_SIZE")
 
 
 def give_back() -> None:
@@ -59,12 +60,12 @@ class MemoryGuard:
         self,
         pipeline: Pipeline,
         limit: int,
-        resident: Callable[[], int] = resident_bytes,
+        held: Callable[[], int] = own_bytes,
         give_back: Callable[[], None] = give_back,
     ) -> None:
         self._pipeline = pipeline
         self._limit = limit
-        self._resident = resident
+        self._held = held
         self._give_back = give_back
         self._closed_checks = 0
 
@@ -73,7 +74,7 @@ class MemoryGuard:
         if not self._limit:
             return
         admission = self._pipeline.admission
-        used = self._resident()
+        used = self._held()
         facts = {"used_bytes": used, "limit_bytes": self._limit}
         if isinstance(admission, ClosedAdmission):
             self._closed_checks += 1
@@ -84,6 +85,6 @@ class MemoryGuard:
                 self._give_back()
         elif used > self._limit:
             self._give_back()
-            if self._resident() > self._limit:
+            if self._held() > self._limit:
                 self._pipeline.admission = ClosedAdmission(admission)
                 log.error("short of memory", extra={"event": "memory-short", **facts})

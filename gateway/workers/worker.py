@@ -57,7 +57,10 @@ async def main(place: Place) -> None:
     server = Server(app.build(gateway), gateway, place.listener, host.connection_cap(host.open_files()) or 1 << 20)
     server.is_retiring = lambda: place.board.is_retiring(place.slot)
     watch_lifeline(place.lifeline, server.stop)
-    guard = MemoryGuard(gateway.pipeline, place.settings.max_worker_memory_bytes)
+    limit = host.worker_memory(
+        host.memory(), state.worker_count(place.settings), place.settings.max_worker_memory_bytes
+    )
+    guard = MemoryGuard(gateway.pipeline, limit)
     tasks = [asyncio.create_task(_follow(place, follower, server)), asyncio.create_task(_beat(place, server, guard))]
     try:
         await server.serve()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.workers.memory import ClosedAdmission, MemoryGuard
+from gateway.workers.memory import ClosedAdmission, MemoryGuard, own_bytes
 from tests.faults.watch import logged, nothing_in_flight, total
 from tests.hostile.wire import Connection, infer_request
 from tests.onnx_models import identity, put
@@ -123,6 +124,21 @@ def test_the_guard_closes_above_the_limit_and_opens_well_below_it_and_permits_su
     used[0] = 0
     guard.check()
     assert held.admission.in_flight == 0
+
+
+def test_pages_of_mapped_files_are_not_held_against_a_worker(tmp_path: Path) -> None:
+    size = 256 << 20
+    with open(tmp_path / "file", "w+b") as file:
+        file.truncate(size)
+        before = own_bytes()
+        with mmap.mmap(file.fileno(), size) as mapped:
+            # Every page is written to, as a segment of the journal is.
+            for at in range(0, size, mmap.PAGESIZE):
+                mapped[at] = 1
+            assert own_bytes() - before < size / 4
+    own = bytearray(b"1") * size
+    assert own_bytes() - before > size * 3 / 4
+    del own
 
 
 def test_without_a_limit_memory_is_not_even_read() -> None:
