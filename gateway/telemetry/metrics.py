@@ -146,6 +146,8 @@ def _work(counters: Snapshot) -> Iterator[Metric]:
         "Learned time of a run: for each row (part=row) and besides (part=fixed).",
         labels=[*_LABELS, "part"],
     )
+    tasks = GaugeMetricFamily("headgate_worker_tasks", "Tasks in the event loops of the workers.")
+    tasks.add_metric([], counters.named.get(("tasks",), 0))
     for labels, version in counters:
         rows.add_metric(labels, version.rows)
         runs.add_metric(labels, version.runs)
@@ -153,7 +155,7 @@ def _work(counters: Snapshot) -> Iterator[Metric]:
         held.add_metric(labels, version.in_flight)
         for part, value in zip(("row", "fixed"), version.cost_ns, strict=True):
             cost.add_metric([*labels, part], value / 1e9)
-    yield from (rows, runs, nonfinite, held, cost)
+    yield from (rows, runs, nonfinite, held, cost, tasks)
 
 
 def registry(read: Callable[[], Snapshot], models: Callable[[], Mapping[str, ModelTable]]) -> CollectorRegistry:

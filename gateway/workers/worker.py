@@ -43,7 +43,7 @@ async def main(place: Place) -> None:
     counters = CounterStore(place.folder.counters(place.slot))
     loader = ThreadPoolExecutor(1, thread_name_prefix="load")
     notes = Notes(place.folder.notes(place.slot))
-    _forget_flights(counters)
+    _forget_gauges(counters)
     follower = Follower(place.folder.plan, state.loader_for(place.settings), table, loader, counters.of, notes)
     gateway = state.assemble(
         place.settings,
@@ -61,7 +61,10 @@ async def main(place: Place) -> None:
         host.memory(), state.worker_count(place.settings), place.settings.max_worker_memory_bytes
     )
     guard = MemoryGuard(gateway.pipeline, limit)
-    tasks = [asyncio.create_task(_follow(place, follower, server)), asyncio.create_task(_beat(place, server, guard))]
+    tasks = [
+        asyncio.create_task(_follow(place, follower, server)),
+        asyncio.create_task(_beat(place, server, guard, counters)),
+    ]
     try:
         await server.serve()
     finally:
@@ -70,7 +73,7 @@ async def main(place: Place) -> None:
         loader.shutdown(wait=False, cancel_futures=True)
         gateway.pipeline.close()
         gateway.feedback.close()
-        _forget_flights(counters)
+        _forget_gauges(counters)
         if stuck(gateway.pipeline, time.monotonic_ns()):
             # The interpreter would wait for that thread for ever.
             logging.shutdown()
@@ -117,11 +120,12 @@ def read_all(folder: RunFolder) -> Snapshot:
     return Snapshot.of_files(folder.all_counters())
 
 
-def _forget_flights(counters: CounterStore) -> None:
-    """Nothing is in flight, whatever the process before this one left in the gauges when it was killed."""
+def _forget_gauges(counters: CounterStore) -> None:
+    """Nothing is in flight and no task runs, whatever the process before left in the gauges when it was killed."""
     for model, version in counters.snapshot().versions:
         found = counters.of(model, version)
         found.gauge(0, *found.cost_ns)
+    counters.cells[counters.cell("tasks")] = 0
 
 
 async def _follow(place: Place, follower: Follower, server: Server) -> None:
@@ -171,9 +175,11 @@ def is_better_elsewhere(missing: Mapping[str, Failure], place: Place, count: int
     return predecessor in having or any(min(tries) < PATIENT_TRIES for tries in having.values())
 
 
-async def _beat(place: Place, server: Server, guard: MemoryGuard) -> None:
+async def _beat(place: Place, server: Server, guard: MemoryGuard, counters: CounterStore) -> None:
     """Show signs of life from inside the loop."""
+    tasks = counters.cell("tasks")
     while True:
+        counters.cells[tasks] = len(asyncio.all_tasks())
         server.tick(time.monotonic())
         guard.check()
         name = stuck(server.gateway.pipeline, time.monotonic_ns())
