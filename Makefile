@@ -34,8 +34,8 @@ lint: $(VENV)/.dev  ## ruff and mypy --strict alone
 bench: $(VENV)/.dev  ## Measure beside a raw echo, onnxruntime and FastAPI (needs wrk); ARGS=--quick for a look
 	@$(VENV)/bin/python -m loadtests.bench $(ARGS)
 
-bench-journal: $(VENV)/.dev  ## Measure reading, export, archive and replay, feedback, the ledger, and overload
-	@status=0; for each in journal feedback ledger overload; do \
+bench-journal: $(VENV)/.dev  ## Measure reading, export, archive and replay, feedback, the ledger, overload and faults
+	@status=0; for each in journal feedback ledger overload faults; do \
 	    echo "== $$each"; $(VENV)/bin/python -m loadtests.$$each || status=1; done; exit $$status
 
 bench-monitors: $(VENV)/.dev  ## Measure the monitors beside Evidently, NannyML, DataSketches and river
