@@ -20,13 +20,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from loadtests import bodies, check, facts, memory, models, report, wrk
+from loadtests import bodies, check, facts, matrix, memory, models, report, wrk
 from loadtests.cases import CASES, MEMORY, Case
 from loadtests.lineup import Lineup, NotOffered
 from loadtests.processes import ROOT, Cores, Server, choose_cores, environment, pinned
 from loadtests.report import Result, Sample
 
 DOCUMENT = ROOT / "docs" / "performance.md"
+JSON = ROOT / "reports" / "bench.json"
 FAILURES = (wrk.RunFailed, check.WrongAnswer, RuntimeError, OSError, subprocess.SubprocessError)
 
 
@@ -160,9 +161,11 @@ class Bench:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark from the command line."""
     args = _parser().parse_args(argv)
-    cases = select(CASES, args.only)
-    if not cases and not args.memory:
-        keys = ", ".join(case.key for case in CASES)
+    offered = (*CASES, *matrix.missing(CASES)) if args.matrix else CASES
+    cases = select(offered, args.only)
+    grows = watches_memory(args)
+    if not cases and not grows:
+        keys = ", ".join(case.key for case in offered)
         print(f"bench: --only: no row matches {' or '.join(args.only)}; the rows are {keys}", file=sys.stderr)
         return 2
     if not wrk.installed():
@@ -175,25 +178,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     began = facts.gather(cores, rounds, seconds, sys.argv[1:] if argv is None else argv)
     with tempfile.TemporaryDirectory(prefix="headgate-bench-") as name:
         scratch = Path(name)
-        needed = {case.model for case in cases} | ({MEMORY.model} if args.memory else set())
+        needed = {case.model for case in cases} | ({MEMORY.model} if grows else set())
         models.write(scratch / "models", ROOT / "examples", sorted(needed))
         with Lineup(scratch / "models", scratch, cores) as lineup:
             bench = Bench(scratch, lineup, cores, seconds)
             results = bench.run(cases, rounds)
-            if args.memory:
+            if grows:
                 results.append(bench.memory(args.memory_requests))
     text = f"{facts.sentence(began)}\n\n{report.table(results)}"
     notes = report.remarks(results)
     print("\n".join([text, *notes]))
-    if args.json:
-        document = {**began, "cases": [result.document() for result in results]}
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(document, indent=1) + "\n")
+    document = {**began, "cases": [result.document() for result in results]}
+    args.json.parent.mkdir(parents=True, exist_ok=True)
+    args.json.write_text(json.dumps(document, indent=1) + "\n")
     if args.record:
         listed = "\n".join(f"* {note}" for note in notes)
         page = DOCUMENT.read_text(encoding="utf-8")
         DOCUMENT.write_text(report.replace_between_markers(page, f"{text}\n\n{listed}"), encoding="utf-8")
     return int(any(result.is_bad for result in results))
+
+
+def watches_memory(args: argparse.Namespace) -> bool:
+    """Whether the row about memory is asked for. It takes minutes, so not where somebody wants a look or a few rows."""
+    return bool(args.memory if args.memory is not None else not (args.quick or args.only))
 
 
 def select(cases: Sequence[Case], patterns: Sequence[str]) -> list[Case]:
@@ -205,15 +212,25 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m loadtests.bench",
         description="Measure Headgate beside a raw uvicorn echo, onnxruntime alone and FastAPI.",
-        epilog=f"rows: {', '.join(case.key for case in CASES)}",
+        epilog=f"rows: {', '.join(case.key for case in CASES)}; and with --matrix: "
+        f"{', '.join(case.key for case in matrix.missing(CASES))}",
     )
-    parser.add_argument("--quick", action="store_true", help="3 rounds of 2 s: whether it works, not how fast it is")
+    parser.add_argument(
+        "--quick", action="store_true", help="3 rounds of 2 s and no memory: whether it works, not how fast it is"
+    )
+    parser.add_argument("--matrix", action="store_true", help="also every other model x form x rows x connections")
     parser.add_argument("--only", action="append", default=[], metavar="ROW", help="a row, or a pattern; repeatable")
     parser.add_argument("--rounds", type=_positive, help="rounds (default: 5)")
     parser.add_argument("--seconds", type=_positive, help="length of each run in s (default: 3)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write everything that was measured")
+    parser.add_argument(
+        "--json", type=Path, default=JSON, metavar="FILE", help="where everything goes (default: reports/bench.json)"
+    )
     parser.add_argument("--record", action="store_true", help="also write the table into docs/performance.md")
-    parser.add_argument("--memory", action="store_true", help="also watch the worker's memory, which takes minutes")
+    parser.add_argument(
+        "--memory",
+        action=argparse.BooleanOptionalAction,
+        help="watch the worker's memory, which takes minutes (default: unless --quick or --only)",
+    )
     parser.add_argument(
         "--memory-requests", type=_positive, default=10_000_000, metavar="N", help="requests of that (default: 10^7)"
     )

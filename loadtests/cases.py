@@ -11,6 +11,7 @@ from typing import Literal
 
 Reference = Literal["echo", "fastapi", "onnxruntime", "one-worker", "early", "unjournaled"]
 Measure = Literal["rate", "p50", "memory"]
+Form = Literal["json", "binary"]
 
 REFERENCES: dict[Reference, str] = {
     "echo": "raw uvicorn echo",
@@ -34,7 +35,7 @@ class Case:
 
     key: str
     model: str
-    form: Literal["json", "binary"]
+    form: Form
     connections: int
     reference: Reference = "echo"
     rows: int = 1

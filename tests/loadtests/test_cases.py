@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 
-from loadtests import bench, profile_path
+from loadtests import bench, matrix, profile_path
 from loadtests.bodies import WIDTHS
 from loadtests.cases import CASES, MEMORY
+from loadtests.processes import ROOT
 
 TO_HOLD = {
     "tiny-json-64": ("rate", "echo", 1.6, 2.0),
@@ -43,8 +46,40 @@ def test_every_row_can_be_run(case: object) -> None:
 
 
 def test_keys_and_titles_tell_rows_apart() -> None:
-    assert len({case.key for case in CASES}) == len(CASES)
-    assert len({(case.title, case.reference) for case in CASES}) == len(CASES)
+    rows = (*CASES, *matrix.missing(CASES))
+    assert len({case.key for case in rows}) == len(rows)
+    assert len({(case.title, case.reference) for case in rows}) == len(rows)
+
+
+def test_with_the_matrix_every_model_is_measured_in_both_forms_by_rows_and_connections() -> None:
+    rows = matrix.missing(CASES)
+    assert all(case.hold is None and case.reach is None for case in rows)
+    there = {(case.model, case.form, case.rows, case.connections) for case in (*CASES, *rows)}
+    for model in ("tiny", "trees", "mlp", "flights"):
+        assert {place[1:] for place in there if place[0] == model} >= set(
+            product(("json", "binary"), (1, 16), (1, 16, 64, 256))
+        )
+    assert there >= set(product(["conv"], ("json", "binary"), [1], (1, 16)))
+    assert matrix.missing((*CASES, *rows)) == ()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "grows"),
+    [
+        ([], True),
+        (["--quick"], False),
+        (["--only", "tiny-json-1"], False),
+        (["--quick", "--memory"], True),
+        (["--no-memory"], False),
+    ],
+)
+def test_the_memory_of_the_worker_is_watched_unless_it_was_asked_for_less(arguments: list[str], grows: bool) -> None:
+    assert bench.watches_memory(bench._parser().parse_args(arguments)) == grows
+
+
+def test_everything_measured_is_written_where_git_does_not_look() -> None:
+    written = bench._parser().parse_args([]).json.relative_to(ROOT)
+    assert f"/{written.parent}/" in (ROOT / ".gitignore").read_text().splitlines()
 
 
 def test_rows_are_chosen_by_key_or_pattern() -> None:
