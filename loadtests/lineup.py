@@ -84,7 +84,7 @@ def wait_ready(server: Server, models: Sequence[str]) -> None:
     names = sorted(models)
     deadline = time.monotonic() + START_S
     while names:
-        with closing(http.client.HTTPConnection(*server.address, timeout=10)) as link:
+        with closing(http.client.HTTPConnection(*server.address, timeout=START_S)) as link:
             link.request("GET", f"/v2/models/{names[-1]}/ready")
             if link.getresponse().status == 200:
                 names.pop()

@@ -10,6 +10,9 @@ that comes and goes, where the benchmark shows how much fits.
 from __future__ import annotations
 
 import itertools
+import random
+import uuid
+from collections import deque
 from typing import Any
 
 from locust import FastHttpUser, LoadTestShape, between, constant_pacing, events, tag, task
@@ -41,8 +44,8 @@ class Client(FastHttpUser):
         start = hash(id(self)) % 256
         self.turns = {key: itertools.islice(itertools.cycle(each), start, None) for key, each in BODIES.items()}
 
-    def infer(self, model: str, form: str = "json", version: str = "") -> None:
-        """Ask; anything but an answer of that model with outputs is a failure."""
+    def infer(self, model: str, form: str = "json", version: str = "") -> str:
+        """Ask; anything but an answer of that model with outputs is a failure. Returns the id of the prediction."""
         slot = f"/versions/{version}" if version else ""
         body = next(self.turns[model, form])
         name = f"{model}{slot} {form}"
@@ -53,6 +56,7 @@ class Client(FastHttpUser):
                 reply.failure(f"{reply.status_code}: {(reply.text or '')[:200]}")
             elif f'"model_name":"{model}"'.encode() not in reply.content or b'"outputs":[{' not in reply.content:
                 reply.failure("no answer of this model")
+            return str(reply.headers.get("Headgate-Prediction-Id") or "") if reply.status_code == 200 else ""
 
 
 class Desk(Client):
@@ -97,6 +101,44 @@ class Service(Client):
     def binary(self) -> None:
         """A request with binary tensors."""
         self.infer("tiny", "binary")
+
+
+class Airline(Client):
+    """Asks about its flights when they leave, and says later which of them were late."""
+
+    weight = 2
+    wait_time = between(0.2, 1.0)
+
+    def on_start(self) -> None:
+        """No flight of its own is in the air yet."""
+        super().on_start()
+        self.in_the_air: deque[str] = deque()
+
+    @tag("flights")
+    @task
+    def departure(self) -> None:
+        """Will it be late?"""
+        if prediction := self.infer("flights"):
+            self.in_the_air.append(prediction)
+
+    @tag("feedback")
+    @task
+    def arrival(self) -> None:
+        """The flight that left first has landed; most are not late."""
+        if not self.in_the_air:
+            return
+        event = {
+            "prediction_id": self.in_the_air.popleft(),
+            "name": "late",
+            "value": random.random() < 0.2,
+            "source": {"type": "SYSTEM", "id": "airline"},
+        }
+        headers = {"Idempotency-Key": uuid.uuid4().hex}
+        with self.client.post(
+            "/v1/feedback", json=event, headers=headers, name="feedback", catch_response=True
+        ) as reply:
+            if reply.status_code != 201 or b'"matched"' not in reply.content:
+                reply.failure(f"{reply.status_code}: {(reply.text or '')[:200]}")
 
 
 class Watcher(Client):
