@@ -103,23 +103,23 @@ def assert_given_up(ends: list[tuple[float, bytes]], count: int, expected: list[
 
 def test_silent_connections_are_closed(server: Server) -> None:
     with victims(server):
-        assert_given_up(drip(server, 250, b"", b"", 0.1), 250, [408])
+        assert_given_up(drip(server, 500, b"", b"", 0.1), 500, [408])
 
 
 def test_headers_that_come_byte_by_byte_are_given_up_however_steadily_they_come(server: Server) -> None:
     with victims(server):
-        ends = drip(server, 150, b"GET /v2/health/live HTTP/1.1\r\nHost: a\r\nX-Slow: ", b"a", 0.05)
-        assert_given_up(ends, 150, [408])
+        ends = drip(server, 500, b"GET /v2/health/live HTTP/1.1\r\nHost: a\r\nX-Slow: ", b"a", 0.1)
+        assert_given_up(ends, 500, [408])
 
 
 def test_empty_lines_do_not_keep_a_connection_open(server: Server) -> None:
     with victims(server):
-        assert_given_up(drip(server, 50, b"", b"\r\n", 0.05), 50, [408])
+        assert_given_up(drip(server, 100, b"", b"\r\n", 0.05), 100, [408])
 
 
 def test_empty_lines_behind_a_request_do_not_keep_a_connection_open(server: Server) -> None:
     with victims(server):
-        assert_given_up(drip(server, 50, infer_request(), b"\r\n", 0.05), 50, [200])
+        assert_given_up(drip(server, 100, infer_request(), b"\r\n", 0.05), 100, [200])
 
 
 BODIES = {
@@ -137,14 +137,14 @@ def test_a_body_that_comes_byte_by_byte_is_given_up_with_one_answer(kind: str, s
     starts, expected = BODIES[kind]
     with victims(server):
         # Slow enough that what is left of the body does not arrive in time.
-        ends = drip(server, 50, starts, BODY if "behind" not in kind else b"", 0.05)
-        assert_given_up(ends, 50, expected)
+        ends = drip(server, 100, starts, BODY if "behind" not in kind else b"", 0.05)
+        assert_given_up(ends, 100, expected)
 
 
 def test_an_idle_connection_is_closed_without_a_word(server: Server) -> None:
     with victims(server):
-        assert_given_up(drip(server, 50, infer_request(), b"", 0.05), 50, [200])
-        assert_given_up(drip(server, 50, get_request(), b"", 0.05), 50, [200])
+        assert_given_up(drip(server, 100, infer_request(), b"", 0.05), 100, [200])
+        assert_given_up(drip(server, 100, get_request(), b"", 0.05), 100, [200])
 
 
 def test_clients_that_do_not_read_are_cut_and_their_replies_do_not_pile_up(server: Server) -> None:
