@@ -1,1 +1,1 @@
-"""The life of a version: Source finds, Policy wants, Loader tries and loads, Manager moves, Handle holds it."""
+"""The life of a version: Source finds, Policy wants, Loader tries and loads, Manager moves, a Call holds it."""

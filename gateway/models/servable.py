@@ -1,8 +1,7 @@
-"""Servable: a loaded version, and Handle: the promise that it stays loaded for the length of one request."""
+"""Servable: a loaded version, which stays loaded for as long as a request holds it."""
 
 from __future__ import annotations
 
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 from gateway.models.config import ModelConfig
@@ -16,8 +15,9 @@ if TYPE_CHECKING:
 
 
 class Servable:
-    """One incarnation of a version, loaded. `in_flight` counts the requests that hold it; only the loop changes it.
+    """One incarnation of a version, loaded. `in_flight` counts the calls that hold it; only the loop changes it.
 
+    The handle on it is the Call: it counts itself in when it is made, and the pipeline counts it out when it is done.
     `session` is None where other processes have it loaded and this one only speaks of it.
     """
 
@@ -58,21 +58,3 @@ class Servable:
     def max_batch_rows(self) -> int:
         """Rows that may run together; 0 where axis 0 is no batch axis."""
         return self.config.batching.max_rows if self.contract.batched else 0
-
-
-class Handle:
-    """Holds a servable for one request: ``with table.acquire("flights", None) as servable: ...``."""
-
-    __slots__ = ("_servable",)
-
-    def __init__(self, servable: Servable) -> None:
-        self._servable = servable
-
-    def __enter__(self) -> Servable:
-        self._servable.in_flight += 1
-        return self._servable
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._servable.in_flight -= 1

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from gateway.errors import NotReady, UnknownModel, UnknownVersion
 from gateway.models.manifest import parse_version
-from gateway.models.servable import Handle, Servable
+from gateway.models.servable import Servable
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,15 +84,11 @@ class ServingTable:
         model = self.models.get(servable.model)
         return model is not None and model.ready.get(servable.version) is servable
 
-    def acquire(self, name: str, slot: str | None) -> Handle:
-        """A handle on what answers for a model and a version slot: a number, an alias, or None.
+    def find(self, name: str, slot: str | None) -> Servable:
+        """What answers for a model and a version slot: a number, an alias, or None.
 
         Raises UnknownModel, UnknownVersion, or NotReady where the version is known but does not serve.
         """
-        return Handle(self.find(name, slot))
-
-    def find(self, name: str, slot: str | None) -> Servable:
-        """As `acquire`, for reading only."""
         found = self._found.get((name, slot))
         if found is None:
             found = self._found[name, slot] = self._find(name, slot)

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 from gateway.errors import HeadgateError
+from gateway.inference.admission import Quotas
+from gateway.inference.call import Call
+from gateway.inference.pipeline import Pipeline
 from gateway.models.config import ModelConfig, VersionRule
 from gateway.models.manager import Manager
 from gateway.models.manifest import Lineage
 from gateway.models.quarantine import Report
 from gateway.models.servable import Servable
+from gateway.models.session import Session
 from gateway.models.source import ModelFolder, Source, VersionFiles
 from gateway.models.table import ServingTable
 from gateway.models.wishes import WishBook
+from gateway.oip.limits import Limits
 from gateway.telemetry.counters import VersionCounters
+from gateway.telemetry.store import CounterStore
 from gateway.types import Contract
+from tests.inference.fakes import FakeDoor, FakeSession
 
 DEFAULTS = ModelConfig()
 Verdict = Callable[[str, int], HeadgateError | None]
@@ -52,7 +60,8 @@ class FakeLoader:
         self, model: str, files: VersionFiles, config: ModelConfig, found: Report, counters: VersionCounters
     ) -> Servable:
         _raise(self.loaded(model, files.version))
-        return FakeServable(self.withdrawn, model, files.version, None, config, found, Lineage(), counters)
+        session = cast(Session, FakeSession())
+        return FakeServable(self.withdrawn, model, files.version, session, config, found, Lineage(), counters)
 
     def close(self) -> None:
         self.closed = True
@@ -96,13 +105,19 @@ class ByHand(Executor):
 
 
 class Lifecycle:
-    """A manager with fakes around it and a clock that the test moves. One model is called ``m`` by default."""
+    """A manager with fakes around it, a clock that the test moves, and the pipeline that takes requests.
 
-    def __init__(self, loader: FakeLoader | None = None, wishes: WishBook | None = None) -> None:
+    One model is called ``m`` by default.
+    """
+
+    def __init__(
+        self, loader: FakeLoader | None = None, wishes: WishBook | None = None, table: ServingTable | None = None
+    ) -> None:
         self.source = FakeSource()
         self.loader = loader or FakeLoader()
         self.jobs = ByHand()
-        self.table = ServingTable()
+        self.table = table or ServingTable()
+        self.pipeline = Pipeline(self.table, CounterStore(), Limits(), Quotas(64, 64, 64, 1.0), 60.0, 60.0)
         self.now = 1000.0
         self.counters: dict[tuple[str, int], VersionCounters] = {}
         self.manager = Manager(
@@ -122,6 +137,21 @@ class Lifecycle:
         """Make the model's folder hold these versions; a number stands for complete files."""
         files = [files_of(each) if isinstance(each, int) else each for each in found]
         self.source.folders[model] = ModelFolder(model, config, error, {each.version: each for each in files})
+
+    def begin(self, slot: str | None = None) -> Call:
+        """A request that is being answered until its call is ended."""
+        return self.pipeline.admit(("m", slot), FakeDoor(), 0)
+
+    def end(self, call: Call) -> None:
+        """Its last word is said."""
+        self.pipeline.abandon(call)
+
+    @contextmanager
+    def request(self, slot: str | None = None) -> Iterator[Servable]:
+        """A request that is being answered meanwhile, by what it holds."""
+        call = self.begin(slot)
+        yield call.servable
+        self.end(call)
 
     def step(self, times: int = 1) -> None:
         """Move the clock by a poll and step."""

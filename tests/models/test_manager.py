@@ -172,7 +172,7 @@ def test_an_old_incarnation_with_requests_in_flight_is_kept_until_they_are_done(
 ) -> None:
     caplog.set_level(logging.INFO)
     life = serving(1)
-    with life.table.acquire("m", None) as held:
+    with life.request() as held:
         life.put(files_of(1, "b"))
         life.settle()
         assert life.table.find("m", None) is not held
@@ -310,7 +310,7 @@ def test_a_removed_version_drains_and_goes_when_its_last_request_is_done() -> No
     life = Lifecycle()
     life.put(1, 2, config=config_of("all"))
     life.settle()
-    with life.table.acquire("m", "2") as one, life.table.acquire("m", "2") as two:
+    with life.request("2") as one, life.request("2") as two:
         assert one is two
         life.put(1, config=config_of("all"))
         life.step(3)
@@ -318,7 +318,7 @@ def test_a_removed_version_drains_and_goes_when_its_last_request_is_done() -> No
         assert life.state(2)[0] == "UNLOADING"
         assert life.state(2)[1]
         with pytest.raises(NotReady, match="UNLOADING"):
-            life.table.acquire("m", "2")
+            life.table.find("m", "2")
     life.step(2)
     with pytest.raises(UnknownVersion):
         life.table.find("m", "2")
@@ -326,7 +326,7 @@ def test_a_removed_version_drains_and_goes_when_its_last_request_is_done() -> No
 
 def test_a_removed_version_that_comes_back_while_it_drains_is_loaded_beside_itself() -> None:
     life = serving(1)
-    with life.table.acquire("m", None) as held:
+    with life.request() as held:
         life.put()
         life.step(3)
         life.put(1)
@@ -347,7 +347,7 @@ def test_the_only_version_makes_way_for_one_that_takes_its_place_at_once_but_not
 
 def test_a_removed_model_is_unknown_when_its_last_request_is_done() -> None:
     life = serving(1)
-    with life.table.acquire("m", None):
+    with life.request():
         life.source.folders.clear()
         life.step(3)
         assert life.state(1)[0] == "UNLOADING"
@@ -428,7 +428,7 @@ def test_a_model_toml_that_was_never_good_keeps_its_model_out_and_is_named() -> 
     life.settle()
     assert (life.ready("m"), life.ready("n")) == ([], [1])
     with pytest.raises(NotReady, match=r"model\.toml is not valid"):
-        life.table.acquire("m", None)
+        life.table.find("m", None)
 
 
 # Aliases
@@ -465,9 +465,9 @@ def test_a_champion_that_is_not_ready_is_not_replaced_by_another_version() -> No
     life.settle()
     assert life.ready() == [2]
     with pytest.raises(NotReady, match="version 1 is UNAVAILABLE: it is broken"):
-        life.table.acquire("m", None)
+        life.table.find("m", None)
     with pytest.raises(NotReady):
-        life.table.acquire("m", "champion")
+        life.table.find("m", "champion")
     assert life.table.find("m", "2").version == 2
 
 

@@ -8,9 +8,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from gateway.errors import HeadgateError, LoadRejected, LoadUnavailable, NotReady, UnknownModel
+from gateway.errors import HeadgateError, LoadRejected, LoadUnavailable, UnknownModel
+from gateway.inference.call import Call
 from gateway.models.config import ModelConfig
-from gateway.models.servable import Handle, Servable
+from gateway.models.servable import Servable
 from gateway.models.source import VersionFiles
 from gateway.models.table import ModelTable, ServingTable
 from gateway.models.wishes import AliasMove, ModelWishes
@@ -38,14 +39,13 @@ class ManagerMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.life = Lifecycle()
         self.table = WatchedTable()
-        self.life.table = self.life.manager.table = self.table
+        self.life = Lifecycle(table=self.table)
         self.files: dict[int, VersionFiles] = {}
         self.config = config_of()
         self.toml_is_broken = False
         self.refused: dict[str, HeadgateError] = {}
-        self.requests: list[tuple[Handle, Servable]] = []
+        self.requests: list[Call] = []
         self.edition = 0
         self.seen = 1
         self.retired: set[int] = set()
@@ -107,16 +107,14 @@ class ManagerMachine(RuleBasedStateMachine):
     @rule(slot=st.none() | VERSIONS.map(str) | st.just("champion"))
     def a_request_begins(self, slot: str | None) -> None:
         try:
-            handle = self.table.acquire("m", slot)
-        except (HeadgateError, NotReady):
+            self.requests.append(self.life.begin(slot))
+        except HeadgateError:
             return
-        self.requests.append((handle, handle.__enter__()))
 
     @precondition(lambda self: self.requests)
     @rule(data=st.data())
     def a_request_ends(self, data: st.DataObject) -> None:
-        handle, _ = self.requests.pop(data.draw(st.integers(0, len(self.requests) - 1)))
-        handle.__exit__(None, None, None)
+        self.life.end(self.requests.pop(data.draw(st.integers(0, len(self.requests) - 1))))
 
     # -- the operators
 
@@ -190,7 +188,7 @@ class ManagerMachine(RuleBasedStateMachine):
     @invariant()
     def a_version_with_requests_is_never_released(self) -> None:
         entry = self.life.manager.entries.get("m")
-        for _, servable in self.requests:
+        for servable in (call.servable for call in self.requests):
             assert servable.in_flight > 0
             assert entry is not None
             record = entry.records[servable.version]
@@ -230,7 +228,7 @@ class ManagerMachine(RuleBasedStateMachine):
         self.toml_is_broken = False
         self.life.manager.wishes.put("m", ModelWishes())
         while self.requests:
-            self.requests.pop()[0].__exit__(None, None, None)
+            self.life.end(self.requests.pop())
         self.files = {version: files_of(version, f"final{version}") for version in self.files}
         self.life.loader.checked = self.life.loader.loaded = lambda *_: None
         for _ in range(60):
