@@ -95,7 +95,8 @@ class Manager:
     """Runs the lifecycle. Not thread-safe: `step` and everything else belong to one thread, that of the loop.
 
     Trials and loads run in `executor`; looks at the folder in `scanner` (None: a thread of their own), because
-    versions that take their time must not keep the others from being seen.
+    versions that take their time must not keep the others from being seen. `is_informed` turns true once: when the
+    folder was read, or what another process served was taken over. Before, nobody can say which models there are.
     """
 
     def __init__(
@@ -112,6 +113,7 @@ class Manager:
         self.table = table
         self.wishes = wishes
         self.entries: dict[str, Entry] = {}
+        self.is_informed = False
         self.scans = 0
         self.source_error = ""
         self._source = source
@@ -127,6 +129,7 @@ class Manager:
         self, name: str, config: ModelConfig, aliases: Mapping[str, int], loaded: Mapping[VersionFiles, Servable]
     ) -> None:
         """Take over a model that serves already, as another process left it; nothing is loaded anew."""
+        self.is_informed = True
         entry = self.entries.setdefault(name, Entry(name, config, aliases=dict(aliases)))
         for files, servable in loaded.items():
             record = Record(files.version, files=files, servable=servable, served=entry.identity(files))
@@ -180,6 +183,7 @@ class Manager:
             self._scan = self._scanner.submit(self._source.scan)
 
     def _observe(self, folders: dict[str, ModelFolder]) -> None:
+        self.is_informed = True
         for name in folders.keys() - self.entries.keys():
             self.entries[name] = Entry(name)
         for name, entry in self.entries.items():
@@ -332,7 +336,8 @@ class Manager:
 
     def _publish(self) -> None:
         self._forget()
-        self.table.publish({name: self._table(entry) for name, entry in self.entries.items()})
+        if self.is_informed:  # else an empty table would say that there is no model
+            self.table.publish({name: self._table(entry) for name, entry in self.entries.items()})
 
     def _table(self, entry: Entry) -> ModelTable:
         ready = {version: r.servable for version, r in entry.records.items() if r.servable is not None}

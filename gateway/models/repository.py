@@ -15,11 +15,13 @@ from gateway.errors import (
     LoadRejected,
     LoadUnavailable,
     NotFound,
+    NotReady,
     UnknownModel,
     UnknownVersion,
 )
 from gateway.models import policy
 from gateway.models.manager import Entry, Manager, Record
+from gateway.models.table import STARTING
 from gateway.models.wishes import AliasMove, ModelWishes
 
 STEP_S, IDLE_S = 0.05, 0.25
@@ -46,7 +48,7 @@ class Repository:
     def settled(self) -> bool:
         """True once the folder was read and every wanted version is ready or failed."""
         manager = self._manager
-        if manager.scans == 0 or (manager.source_error and not manager.entries):
+        if manager.scans == 0 or not manager.is_informed:
             return False
         return not any(record.attempt for entry in manager.entries.values() for record in entry.records.values())
 
@@ -126,7 +128,7 @@ class Repository:
     def _entry(self, name: str) -> Entry:
         entry = self._manager.entries.get(name)
         if entry is None:
-            raise UnknownModel(name)
+            raise UnknownModel(name) if self._manager.is_informed else NotReady(STARTING)
         return entry
 
     def _wish(self, name: str, change: Callable[[ModelWishes], ModelWishes]) -> None:

@@ -47,11 +47,18 @@ class ModelTable:
         return next((status for status in self.statuses if status.version == version), None)
 
 
+STARTING = "the server is starting: it has not read its model folder yet"
+
+
 class ServingTable:
-    """All models that this process knows. `publish` replaces everything at once."""
+    """All models that this process knows. `publish` replaces everything at once.
+
+    Before it was first called nothing is known of any model, so none is called unknown.
+    """
 
     def __init__(self) -> None:
         self.models: Mapping[str, ModelTable] = {}
+        self._is_published = False
         self._found: dict[tuple[str, str | None], Servable] = {}
 
     @property
@@ -62,13 +69,14 @@ class ServingTable:
     def publish(self, models: Mapping[str, ModelTable]) -> None:
         """Make `models` what the next request sees."""
         self.models = models
+        self._is_published = True
         self._found.clear()
 
     def model(self, name: str) -> ModelTable:
-        """Raises UnknownModel."""
+        """Raises UnknownModel, or NotReady while it is not known which models there are."""
         found = self.models.get(name)
         if found is None:
-            raise UnknownModel(name)
+            raise UnknownModel(name) if self._is_published else NotReady(STARTING)
         return found
 
     def knows(self, name: str, slot: str | None) -> bool:

@@ -65,8 +65,8 @@ class Follower:
 
     @property
     def is_current(self) -> bool:
-        """True when everything in the plan is loaded or failed."""
-        return self.generation > 0 and self.generation == self.plan.generation
+        """True when everything in the plan is loaded or failed; also while there is no plan yet."""
+        return self.generation == self.plan.generation
 
     @property
     def missing(self) -> dict[str, Failure]:

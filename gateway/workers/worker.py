@@ -129,7 +129,10 @@ def _forget_gauges(counters: CounterStore) -> None:
 
 
 async def _follow(place: Place, follower: Follower, server: Server) -> None:
-    """Keep to the plan; accept connections once it is followed for the first time."""
+    """Keep to the plan; accept connections once it is followed for the first time.
+
+    Before the first plan of a server there is nothing to follow: it is alive, and says that it is starting.
+    """
     pid = os.getpid()
     count = state.worker_count(place.settings)
     workers = [slot for slot in worker_slots(count) if slot != place.slot]

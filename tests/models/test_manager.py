@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import logging
 from dataclasses import replace
@@ -11,6 +12,7 @@ import pytest
 from gateway.errors import HeadgateError, LoadRejected, LoadUnavailable, NotReady, UnknownModel, UnknownVersion
 from gateway.models.config import SessionRule
 from gateway.models.manager import RETRY_S
+from gateway.models.repository import Repository
 from gateway.models.source import ModelFolder
 from gateway.models.wishes import AliasMove, ModelWishes
 from tests.models.fakes import FakeLoader, Lifecycle, config_of, files_of
@@ -69,6 +71,35 @@ def test_a_newest_version_whose_files_still_arrive_does_not_keep_the_one_before_
     life.put(1, files_of(2, waiting="model.onnx has 3 of 5 bytes"))
     life.settle()
     assert life.ready() == [1]
+
+
+def test_no_model_is_called_unknown_before_the_folder_was_read() -> None:
+    life = Lifecycle()
+    life.source.error = PermissionError(errno.EACCES, "Permission denied")
+    repository = Repository(life.manager)
+    life.step(3)
+    with pytest.raises(NotReady, match="the server is starting") as caught:
+        life.table.find("m", None)
+    assert caught.value.headers == {"Retry-After": "1"}
+    with pytest.raises(NotReady, match="the server is starting"):
+        asyncio.run(repository.move_alias("m", "champion", 1))
+    assert not repository.settled
+    life.source.error = None
+    life.step(2)
+    with pytest.raises(UnknownModel):
+        life.table.find("m", None)
+    with pytest.raises(UnknownModel):
+        asyncio.run(repository.move_alias("m", "champion", 1))
+    assert repository.settled
+
+
+def test_a_folder_that_cannot_be_read_any_more_makes_no_model_start_again() -> None:
+    life = Lifecycle()
+    life.step(2)
+    life.source.error = PermissionError(errno.EACCES, "Permission denied")
+    life.step(2)
+    with pytest.raises(UnknownModel):
+        life.table.find("m", None)
 
 
 def test_the_folder_is_looked_at_once_a_poll() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gateway.errors import HeadgateError, LoadRejected
+from gateway.errors import HeadgateError, LoadRejected, NotReady, UnknownModel
 from gateway.models.config import ModelConfig
 from gateway.models.manifest import Lineage
 from gateway.models.options import SessionOptions
@@ -100,6 +100,17 @@ def planned(version: int, incarnation: str = "", *, serves: bool = True, **more:
     return PlannedVersion(
         name, version, f"m/{version}", "f" * 16, False, ModelConfig(), found, Lineage(), serves=serves, **more
     )
+
+
+def test_a_worker_without_a_plan_serves_and_says_that_it_is_starting(rig: Rig) -> None:
+    assert not rig.step()
+    assert rig.follower.is_current
+    with pytest.raises(NotReady, match="the server is starting"):
+        rig.table.find("m", None)
+    rig.publish()
+    assert rig.step()
+    with pytest.raises(UnknownModel):
+        rig.table.find("m", None)
 
 
 def test_a_version_is_loaded_by_one_plan_and_answers_by_the_next(rig: Rig) -> None:
