@@ -9,19 +9,6 @@ import pytest
 
 from tests.servers import Server
 
-REAL = frozenset({"start_server", "server", "pair", "running"})
-"""Fixtures that run real processes."""
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Try a test with real processes once more where it failed: a busy machine can keep them from their turn.
-
-    It is reported as rerun. What is wrong fails both times.
-    """
-    for item in items:
-        if REAL & set(getattr(item, "fixturenames", ())) or item.get_closest_marker("faults"):
-            item.add_marker(pytest.mark.flaky(reruns=1))
-
 
 @pytest.fixture
 def start_server(tmp_path: Path) -> Iterator[Callable[..., Server]]:

@@ -15,6 +15,15 @@ from pathlib import Path
 from typing import Any
 
 START_S = 60.0
+PATIENCE = 3
+"""How much longer than a test thinks right something is waited for: other tests may keep this machine busy."""
+
+
+class NotStarted(AssertionError):
+    """A server that lives and was not ready in time: the machine was too busy. Only after this is a test tried again.
+
+    Everything else that goes wrong in one of two runs, a lost request above all, is what the tests are to find.
+    """
 
 
 class Server:
@@ -58,7 +67,8 @@ class Server:
             self.process.kill()
             self.process.wait()
             self.process.stdout.close()
-            raise AssertionError(f"the server did not start: {line!r}\n{self._log_path.read_text()[-4000:]}")
+            kind = AssertionError if ready else NotStarted
+            raise kind(f"the server did not start: {line!r}\n{self._log_path.read_text()[-4000:]}")
         return line.strip().rpartition(" on ")[2]
 
     @property
@@ -78,17 +88,22 @@ class Server:
 
     def wait_ready(self, timeout_s: float = START_S) -> None:
         """Wait until /v2/health/ready answers 200."""
-        self.wait_for(lambda: self.request("GET", "/v2/health/ready")[0] == 200, timeout_s, "the server is ready")
+        if not self._comes(lambda: self.request("GET", "/v2/health/ready")[0] == 200, timeout_s):
+            raise NotStarted(f"not ready within {timeout_s} s\n{self._log_path.read_text()[-4000:]}")
 
     def wait_for(self, reached: Any, timeout_s: float, what: str) -> None:
         """Poll until `reached()` is true."""
+        came = self._comes(reached, PATIENCE * timeout_s)
+        assert came, f"not within {PATIENCE} times {timeout_s} s: {what}\n{self._log_path.read_text()[-4000:]}"
+
+    def _comes(self, reached: Any, timeout_s: float) -> bool:
         deadline = time.monotonic() + timeout_s
         while not reached():
             assert self.process.poll() is None, f"the server ended\n{self._log_path.read_text()[-4000:]}"
-            assert time.monotonic() < deadline, (
-                f"not within {timeout_s} s: {what}\n{self._log_path.read_text()[-4000:]}"
-            )
+            if time.monotonic() > deadline:
+                return False
             time.sleep(0.02)
+        return True
 
     def request(
         self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None

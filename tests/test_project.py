@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import sys
 import tomllib
 from functools import cache
 from importlib.metadata import version
@@ -170,3 +171,27 @@ def test_a_machine_without_a_usable_python_is_told_so_in_one_line() -> None:
     assert result.stdout == ""
     assert result.stderr.count("\n") == 1
     assert "needs Python 3.11 to 3.14, found none under the name no-such-python" in result.stderr
+
+
+ONCE_LOST = """
+from tests.servers import NotStarted
+
+runs = []
+
+def test_of_a_server_that_did_not_start_in_time():
+    runs.append("late")
+    if runs.count("late") == 1:
+        raise NotStarted("not ready")
+
+def test_of_a_lost_request():
+    runs.append("lost")
+    assert runs.count("lost") > 1
+"""
+
+
+def test_a_test_is_tried_again_only_where_its_server_did_not_start_in_time(tmp_path: Path) -> None:
+    (tmp_path / "test_once.py").write_text(ONCE_LOST, encoding="utf-8")
+    command = [sys.executable, "-m", "pytest", "-q", "-c", str(ROOT / "pyproject.toml"), str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
+    assert "1 failed, 1 passed, 1 rerun" in done.stdout, done.stdout
+    assert "test_of_a_lost_request" in done.stdout
