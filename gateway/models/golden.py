@@ -13,6 +13,9 @@ from gateway.oip.datatypes import DATATYPES, Datatype
 from gateway.oip.limits import Limits
 from gateway.types import Array, TensorSpec
 
+MAX_GOLDEN_BYTES = 8 << 20
+"""The largest `golden.json` that is read: as objects its text can take twenty times as much memory."""
+
 
 class Tensor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A tensor as JSON. FP16 stands as numbers, BF16 as its 16 bits; null is NaN or an infinity."""

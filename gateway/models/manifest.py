@@ -99,14 +99,15 @@ def read_file(folder: Path, name: str, max_bytes: int) -> bytes:
         if status.st_size > max_bytes:
             raise LoadRejected(f"{name} is {status.st_size} bytes, at most {max_bytes} are taken")
         with open(descriptor, "rb", closefd=False) as file:
-            return file.read(max_bytes)
+            # Not max_bytes: so much would be allocated first.
+            return file.read(status.st_size)
     except OSError as error:
         raise LoadRejected(f"{name} cannot be read ({error.strerror})") from None
     finally:
         os.close(descriptor)
 
 
-def read_json(folder: Path, name: str, type_: type[_T], max_bytes: int = 64 << 20) -> _T:
+def read_json(folder: Path, name: str, type_: type[_T], max_bytes: int) -> _T:
     """Read and validate one JSON file of a version folder. Raises LoadRejected, naming the path inside it."""
     data = read_file(folder, name, max_bytes)
     try:

@@ -8,7 +8,8 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ import msgspec
 import numpy as np
 
 from gateway.errors import HeadgateError, LoadRejected
-from gateway.models.golden import Golden, difference, to_arrays
+from gateway.models.golden import MAX_GOLDEN_BYTES, Golden, difference, to_arrays
 from gateway.models.manifest import GOLDEN, MANIFEST, MODEL, read_file, read_json, read_manifest, sha256, verified_file
 from gateway.models.quarantine import Job, Report, Verdict, is_out_of_memory
 from gateway.models.scan import ScanLimits, scan
@@ -30,15 +31,11 @@ RTOL, ATOL = 1e-4, 1e-5
 """How far row i of a batch may be from row i alone: kernels may sum in another order for another batch size."""
 
 
-def attempt(job: Job, limit_memory: Callable[[int], None] = lambda size: None) -> Report:
-    """Try one version. `limit_memory` is called with the size of the file before onnxruntime sees it.
-
-    Raises LoadRejected with the reason, MemoryError where it needs more than it may take.
-    """
+def attempt(job: Job) -> Report:
+    """Try one version. Raises LoadRejected with the reason, MemoryError where it needs more than it may take."""
     folder = Path(job.folder)
     model, golden, verified = _read(folder, job)
     facts = scan(model, ScanLimits(max_file_bytes=job.max_model_bytes))
-    limit_memory(len(model))
     before = resident_bytes()
     started = time.monotonic()
     unranked = (*facts.unranked_inputs, *facts.unranked_outputs)
@@ -80,7 +77,7 @@ def _read(folder: Path, job: Job) -> tuple[bytes, Golden | None, bool]:
         manifest = read_manifest(folder, job.model, job.version)
         for name in manifest.files:
             if name != MODEL:
-                verified_file(folder, name, manifest, job.max_model_bytes)
+                verified_file(folder, name, manifest, MAX_GOLDEN_BYTES if name == GOLDEN else job.max_model_bytes)
         model = verified_file(folder, MODEL, manifest, job.max_model_bytes)
         has_golden = GOLDEN in manifest.files
         verified = True
@@ -88,7 +85,7 @@ def _read(folder: Path, job: Job) -> tuple[bytes, Golden | None, bool]:
         model = read_file(folder, MODEL, job.max_model_bytes)
         has_golden = (folder / GOLDEN).exists()
         verified = False
-    return model, read_json(folder, GOLDEN, Golden) if has_golden else None, verified
+    return model, read_json(folder, GOLDEN, Golden, MAX_GOLDEN_BYTES) if has_golden else None, verified
 
 
 def _check_golden(session: Session, golden: Golden) -> list[dict[str, Array]]:
@@ -226,6 +223,18 @@ def _data_bytes() -> int:
     return 0
 
 
+def _limit_memory(job: Job) -> None:
+    """Allow what the job says, and once more the bytes of the model, which are read first.
+
+    Before any file of the version is opened: the samples of a version can be as hungry as its model.
+    """
+    file_bytes = 0
+    with suppress(OSError):  # a file that is not there is refused by who reads it
+        file_bytes = min((Path(job.folder) / MODEL).stat().st_size, job.max_model_bytes)
+    allowed = _data_bytes() + 3 * file_bytes + job.memory_bytes
+    resource.setrlimit(resource.RLIMIT_DATA, (allowed, allowed))
+
+
 def main() -> int:
     """The child: limits first, then one job from standard input, one verdict on standard output."""
     _die_with_parent()
@@ -235,13 +244,9 @@ def main() -> int:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     job = msgspec.json.decode(sys.stdin.buffer.read(), type=Job)
-
-    def limit_memory(file_bytes: int) -> None:
-        allowed = _data_bytes() + 2 * file_bytes + job.memory_bytes
-        resource.setrlimit(resource.RLIMIT_DATA, (allowed, allowed))
-
+    _limit_memory(job)
     try:
-        verdict = Verdict(report=attempt(job, limit_memory))
+        verdict = Verdict(report=attempt(job))
     except MemoryError:
         verdict = Verdict(refused="MemoryError")
     except HeadgateError as error:

@@ -159,6 +159,31 @@ def test_hunger_in_a_golden_sample_is_called_hunger_too(tmp_path: Path) -> None:
     assert "more memory" in refusal(put(tmp_path, crafted.swelling(4096, at_run_time=True), golden))
 
 
+def nothing_much(size: int) -> str:
+    """A `golden.json` of about so many bytes that takes many times as much memory as objects."""
+    data = "[]," * (size // 3) + "[]"
+    return f'{{"samples":[{{"inputs":[{{"name":"x","datatype":"FP32","shape":[1,4],"data":[{data}]}}]}}]}}'
+
+
+@pytest.mark.parametrize("bound", [False, True], ids=["bare", "with a manifest"])
+def test_golden_samples_over_their_own_limit_are_refused_unread(tmp_path: Path, bound: bool) -> None:
+    folder = put(tmp_path, identity())
+    (folder / "golden.json").write_text(nothing_much(60 * MIB))
+    if bound:
+        contents = {name: (folder / name).read_bytes() for name in ("model.onnx", "golden.json")}
+        files = {name: {"size": len(content), "sha256": sha256(content)} for name, content in contents.items()}
+        (folder / "manifest.json").write_text(json.dumps({"model": "m", "version": 1, "files": files}))
+    size = (folder / "golden.json").stat().st_size
+    assert refusal(folder) == f"golden.json is {size} bytes, at most {8 * MIB} are taken"
+
+
+@pytest.mark.faults
+def test_golden_samples_that_eat_memory_while_they_are_read_are_refused(tmp_path: Path) -> None:
+    folder = put(tmp_path, identity())
+    (folder / "golden.json").write_text(nothing_much(7 * MIB))
+    assert "twice its file and 64 MiB" in refusal(folder, memory_bytes=64 * MIB)
+
+
 def test_a_model_may_take_what_it_is_allowed_and_not_more(tmp_path: Path) -> None:
     folder = put(tmp_path, crafted.swelling(128, at_run_time=True))
     assert attempt(folder, memory_bytes=256 * MIB).run_s is not None
