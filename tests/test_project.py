@@ -173,6 +173,12 @@ def test_a_machine_without_a_usable_python_is_told_so_in_one_line() -> None:
     assert "needs Python 3.11 to 3.14, found none under the name no-such-python" in result.stderr
 
 
+def test_ci_types_what_a_newcomer_types_and_skips_no_proof_that_could_not_be_fetched() -> None:
+    lines = (ROOT / ".ci/run").read_text(encoding="utf-8").splitlines()
+    assert any(line.startswith("export CI=1") for line in lines)
+    assert lines.index("scripts/first_run.sh") < lines.index("exec make check")
+
+
 ONCE_LOST = """
 from tests.servers import NotStarted
 
