@@ -10,11 +10,14 @@ to name the key. Brackets are counted in the same way, to know that no nested va
 from __future__ import annotations
 
 import json
-from typing import Any
+import math
+from typing import Any, TypeVar
 
 import orjson
 
 from gateway.errors import InvalidJSON
+
+_T = TypeVar("_T")
 
 
 def parse_object(text: bytes, max_depth: int) -> dict[str, Any]:
@@ -26,7 +29,7 @@ def parse_object(text: bytes, max_depth: int) -> dict[str, Any]:
     try:
         value = orjson.loads(text)
     except orjson.JSONDecodeError as error:
-        raise InvalidJSON(_sentence(text, error, max_depth), field="$") from None
+        raise _refusal(text, error, max_depth) from None
     if not isinstance(value, dict):
         raise InvalidJSON(f"the body must be a JSON object, got {kind(value)}", field="$")
     wanted = (_colons(text), text.count(b"{") + text.count(b"["))
@@ -55,6 +58,14 @@ def kind(value: object) -> str:
 def quote(text: str, limit: int = 64) -> str:
     """Client text as it may stand in a message: escaped, and cut at `limit` characters."""
     return repr(text) if len(text) <= limit else f"{text[:limit]!r}..."
+
+
+def _refusal(text: bytes, error: orjson.JSONDecodeError, max_depth: int) -> InvalidJSON:
+    """Why a text is no strict JSON, in words; of a number that is too large, also where it stands."""
+    if "number is infinity" in error.msg and (steps := _steps_to_too_large(text)) is not None:
+        path = steps.removeprefix(".") or "$"
+        return InvalidJSON(f"{path} is a number beyond 1.8e308, which no datatype holds", field=path)
+    return InvalidJSON(_sentence(text, error, max_depth), field="$")
 
 
 def _sentence(text: bytes, error: orjson.JSONDecodeError, max_depth: int) -> str:
@@ -146,25 +157,42 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _duplicate(text: bytes) -> InvalidJSON:
     """The refusal of a text in which some object has a key twice: names the first such object."""
     try:
-        found = _twice(json.loads(text, object_pairs_hook=_object, parse_int=len, parse_float=len))
+        found = _find(json.loads(text, object_pairs_hook=_object, parse_int=len, parse_float=len), _Twice)
     except RecursionError:
         return InvalidJSON("the JSON nests too deeply", field="$")
     assert found is not None, "there are more colons than keys"
-    steps, key = found
+    steps, twice = found
     path = steps.removeprefix(".") or "$"
-    return InvalidJSON(f"key {quote(key)} stands twice in {path}", field=path)
+    return InvalidJSON(f"key {quote(twice.key)} stands twice in {path}", field=path)
 
 
-def _twice(value: Any) -> tuple[str, str] | None:
-    """The steps to the first object with a key twice, and that key. Spelt on the way back, so as to make one path."""
-    if isinstance(value, _Twice):
-        return "", value.key
+class _TooLarge:
+    """A number beyond the range of a double."""
+
+
+def _number(digits: str) -> _TooLarge | None:
+    return _TooLarge() if math.isinf(float(digits)) else None
+
+
+def _steps_to_too_large(text: bytes) -> str | None:
+    """The steps to the first number beyond a double; None where what comes behind it is not JSON either."""
+    try:
+        found = _find(json.loads(text, parse_int=_number, parse_float=_number), _TooLarge)
+    except (ValueError, RecursionError):
+        return None
+    return found[0] if found is not None else None
+
+
+def _find(value: Any, kind: type[_T]) -> tuple[str, _T] | None:
+    """The steps to the first value of a kind, and that value. Spelt on the way back, so as to make one path."""
+    if isinstance(value, kind):
+        return "", value
     if isinstance(value, dict):
         for name, member in value.items():
-            if member and isinstance(member, dict | list) and (found := _twice(member)):
+            if isinstance(member, dict | list | kind) and (found := _find(member, kind)):
                 return f".{name[:64]}{found[0]}", found[1]
-    else:
+    elif isinstance(value, list):
         for index, member in enumerate(value):
-            if member and isinstance(member, dict | list) and (found := _twice(member)):
+            if isinstance(member, dict | list | kind) and (found := _find(member, kind)):
                 return f"[{index}]{found[0]}", found[1]
     return None

@@ -52,8 +52,12 @@ def check_shape(value: object, spec: TensorSpec, limits: Limits, path: str) -> t
             raise InvalidRequest(f"{path}[{axis}] must be an integer, got {kind(dim)}", field=f"{path}[{axis}]")
         if dim < 0:
             raise InvalidRequest(f"{path}[{axis}] must not be negative, got {dim}", field=f"{path}[{axis}]")
+        if dim > limits.max_elements:  # also beside a zero, where there are no elements
+            raise InvalidRequest(
+                f"{path}[{axis}] is {dim}, at most {limits.max_elements} are taken", field=f"{path}[{axis}]"
+            )
     shape = tuple(value)
-    if math.prod(shape) > limits.max_elements or max(shape, default=0) > limits.max_elements:
+    if math.prod(shape) > limits.max_elements:
         raise InvalidRequest(
             f"{path} asks for {math.prod(shape)} elements, at most {limits.max_elements} are taken", field=path
         )

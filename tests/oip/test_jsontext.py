@@ -222,6 +222,26 @@ def agree(text: bytes) -> None:
     assert parse_object(text, DEPTH) == expected
 
 
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [
+        ('{"inputs": [{"shape": [1, 2]}, {"shape": [1, %s]}]}', "inputs[1].shape[1]"),
+        ('{"a": {"": [[], [0, %s, 1e999]]}}', "a.[1][1]"),
+        ("%s", "$"),
+        ('{"a": %s, "b": }', "$"),
+        ("[" * 90 + "%s" + "]" * 90, "[0]" * 90),
+    ],
+)
+@pytest.mark.parametrize("number", ["9" * 5000, "-" + "9" * 310, "1e309"])
+def test_a_number_beyond_a_double_is_named_by_its_path_where_the_rest_is_json(
+    text: str, path: str, number: str
+) -> None:
+    with pytest.raises(InvalidJSON) as refused:
+        parse_object((text % number).encode(), 1000)
+    assert refused.value.field == path
+    assert "beyond 1.8e308" in refused.value.message or path == "$"
+
+
 def test_values_are_named_in_few_words() -> None:
     assert [kind(value) for value in (None, True, False, "x", [], {}, 1, -1.5)] == [
         *("null", "true", "false", "a string", "a list", "an object", "the number 1", "the number -1.5")
