@@ -58,9 +58,13 @@ async def reload(request: Request) -> Response:
 async def unload(request: Request) -> Response:
     """``POST /v2/repository/models/{model}[/versions/{version}]/unload``: answers when the last request is done."""
     gateway = _writable(request)
-    parameters = (await read_document(request)).get("parameters", {})
-    if not isinstance(parameters, dict):
-        raise InvalidRequest(f"parameters must be an object, got {kind(parameters)}", field="parameters")
+    for key, value in (await _parameters(request)).items():
+        where = f"parameters.{key[:64]}"
+        if key != "unload_dependents":
+            raise InvalidRequest(f"{where} is unknown; an unload takes unload_dependents", field=where)
+        # There are no ensembles here, so no model depends on another one, whichever of the two is said.
+        if not isinstance(value, bool):
+            raise InvalidRequest(f"{where} must be true or false, got {kind(value)}", field=where)
     await gateway.repository.unload(request.path_params["model"], _version(request))
     return Response(status_code=200)
 
@@ -109,17 +113,22 @@ def _version(request: Request) -> int | None:
     return version
 
 
-async def _check_load_parameters(request: Request, gateway: Gateway, name: str) -> None:
-    """File uploads are refused; a `config` is taken only where it says what is so already."""
-    parameters = (await read_document(request, gateway.settings.max_body_bytes)).get("parameters", {})
+async def _parameters(request: Request, max_bytes: int = 1 << 20) -> dict[str, Any]:
+    parameters = (await read_document(request, max_bytes)).get("parameters", {})
     if not isinstance(parameters, dict):
         raise InvalidRequest(f"parameters must be an object, got {kind(parameters)}", field="parameters")
-    for key, value in parameters.items():
+    return parameters
+
+
+async def _check_load_parameters(request: Request, gateway: Gateway, name: str) -> None:
+    """File uploads are refused; a `config` is taken only where it says what is so already."""
+    for key, value in (await _parameters(request, gateway.settings.max_body_bytes)).items():
         where = f"parameters.{key[:64]}"
         if key.startswith("file:"):
             raise InvalidRequest(f"failed to load {name[:64]!r}: {where}: files are not taken over HTTP", field=where)
-        if key == "config":
-            _check_config(value, gateway, name)
+        if key != "config":
+            raise InvalidRequest(f"failed to load {name[:64]!r}: {where} is unknown; a load takes config", field=where)
+        _check_config(value, gateway, name)
 
 
 def _check_config(value: Any, gateway: Gateway, name: str) -> None:

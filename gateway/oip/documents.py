@@ -109,6 +109,7 @@ def model_statistics(name: str, version: int, counters: VersionCounters, memory_
             "cache_hit": never,
             "cache_miss": never,
         },
+        # Triton counts here the replies of decoupled models, which give many to one request; there are none here.
         "response_stats": {},
         "batch_stats": [
             {
