@@ -9,7 +9,6 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -114,28 +113,16 @@ def is_running(pid: int) -> bool:
 # Versions that come
 
 
-def test_a_new_version_folder_is_served_within_five_seconds_with_the_settings_as_they_are(
-    tmp_path: Path, start_server: Start
-) -> None:
+def test_a_new_version_folder_is_served_with_the_settings_as_they_are(tmp_path: Path, start_server: Start) -> None:
+    """How many seconds that takes is measured by loadtests.arrival: here it depends on what other tests do."""
     models = tmp_path / "models"
     put(models, "m", 1, constant_answer(1))
     server = start_server(models, "--quiet-s", "2", "--poll-s", "1", wait=False)
     server.wait_for(lambda: version_of(server) == "1", 30, "version 1 answers")
-    # Of the five seconds, two are the quiet time, one the poll, and two the trial and the load; a machine that other
-    # tests keep busy needs longer for these.
-    allowed_s = 3 + max(2.0, 3 * load_time(server, 1))
-    put(models, "m", 2, constant_answer(2))
-    server.wait_for(lambda: version_of(server) == "2", allowed_s, "version 2 answers")
-
-
-def load_time(server: Server, version: int) -> float:
-    """Seconds from finding a version to its being ready, by the log."""
-    at = {
-        line["event"]: datetime.fromisoformat(line["time"])
-        for line in server.log()
-        if line["event"] in ("version-found", "version-ready") and line["version"] == version
-    }
-    return (at["version-ready"] - at["version-found"]).total_seconds()
+    with SteadyClient(server, "/v2/models/m/infer", threads=1) as client:
+        put(models, "m", 2, constant_answer(2))
+        server.wait_for(lambda: client.latest() == "2", 30, "version 2 answers")
+    assert client.failures == []
 
 
 def test_a_version_that_is_copied_slowly_is_not_tried_before_its_last_byte(tmp_path: Path, start_server: Start) -> None:
