@@ -64,7 +64,7 @@ clean:  ## Remove .venv and caches; models and data stay
 $(VENV)/.created:
 	@$(VENV)/bin/python -m pip --version >/dev/null 2>&1 || { \
 	    python="$$(PYTHON='$(PYTHON)' scripts/find-python)" && \
-	    echo "headgate: first run, installing into $(VENV) with $$python" && \
+	    echo "headgate: first run, installing into $(VENV) with $$python: this takes a minute or two" && \
 	    "$$python" -m venv --clear $(VENV); }
 	@touch $@
 

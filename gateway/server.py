@@ -7,6 +7,7 @@ see the end of a pipe, drain and exit.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import logging
 import os
@@ -43,7 +44,7 @@ _SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGHUP}
 
 
 def bind(address: str, port: int, what: str) -> socket.socket:
-    """A listening socket. Raises SettingError, naming host and port."""
+    """A listening socket; `what` is the setting of the address. Raises SettingError, naming host and port."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -52,7 +53,9 @@ def bind(address: str, port: int, what: str) -> socket.socket:
         listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
-        raise SettingError(f"cannot listen on {what} {address} port {port}: {error.strerror}") from None
+        flag = "--" + what.replace("host", "port").replace("_", "-")
+        hint = f" ({flag} takes another port)" if error.errno == errno.EADDRINUSE else ""
+        raise SettingError(f"cannot listen on {what} {address} port {port}: {error.strerror}{hint}") from None
     return listener
 
 

@@ -322,8 +322,9 @@ def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        one_line(serve(tmp_path, "--port", port), 2, "127.0.0.1", f"port {port}", "in use")
-        one_line(serve(tmp_path, "--admin-port", port), 2, "127.0.0.1", f"port {port}", "in use")
+        for flag in ("--port", "--admin-port"):
+            said = f"port {port}: Address already in use ({flag} takes another port)"
+            one_line(serve(tmp_path, flag, port), 2, "127.0.0.1", said)
 
 
 def test_two_servers_do_not_share_a_data_folder(tmp_path: Path, start_server: Callable[..., Server]) -> None:

@@ -51,8 +51,8 @@ async def prediction(request: Request) -> Response:
     The record comes from the journal alone: with the ledger away the reply has it, and says that labels are missing.
     """
     data = gateway_of(request).settings.data
-    text = request.path_params["prediction_id"].lower()
-    name = ids.parse(text)
+    text = request.path_params["prediction_id"]
+    name = ids.parse(text.lower())
     if name is None:
         expected = "a UUID as replies carry it, or that and %23row"
         raise InvalidRequest(f"prediction_id must be {expected}, got {quote(text)}", field="prediction_id")

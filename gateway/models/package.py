@@ -164,7 +164,9 @@ def _golden(model: bytes, report: Report, path: Path) -> bytes:
 
     try:
         samples = msgspec.json.decode(path.read_bytes(), type=list[Sample])
-    except (msgspec.DecodeError, OSError) as error:
+    except OSError as error:
+        raise LoadRejected(f"the samples file {path.name} cannot be read ({error.strerror})") from None
+    except msgspec.DecodeError as error:
         raise LoadRejected(f"the samples file is not valid: {error}") from None
     session = Session(model, SessionOptions(), report.unranked)
     contract = session.contract

@@ -139,6 +139,8 @@ def test_the_curls_for_a_prediction_find_it_label_it_and_show_what_is_watched(se
         return json.loads(typed(re.sub(r"\bID\b", id_, command)))
 
     prediction, feedback, monitors, alarms = curls
+    as_printed = json.loads(typed(prediction.replace("localhost:8080", server.address)))
+    assert as_printed["error"].endswith("got 'ID'")
     assert answer(prediction)["prediction_id"] == id_
     assert answer(feedback)["status"] == "matched"
     server.wait_for(lambda: answer(prediction)["labels"], 20, "the label is found with the prediction")

@@ -92,6 +92,11 @@ def test_a_version_that_does_not_pass_leaves_nothing_behind(
     assert list((models / "m").iterdir()) == []
 
 
+def test_a_samples_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(LoadRejected, match=r"samples file samples\.json cannot be read \(No such file or directory\)"):
+        add_version(tmp_path / "models", "m", file_of(tmp_path, constant_answer(1)), samples=tmp_path / "samples.json")
+
+
 @pytest.mark.parametrize("name", ["", "a b", "../m", "stats", ".m"])
 def test_a_name_that_no_model_can_have_is_refused_before_anything_is_made(tmp_path: Path, name: str) -> None:
     with pytest.raises(LoadRejected, match="cannot be used"):
