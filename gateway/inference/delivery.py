@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from gateway.errors import HeadgateError, ModelFailed, ServerError
+from gateway.errors import HeadgateError, ModelFailed, NotReady, ServerError
 from gateway.inference.admission import Admission
 from gateway.inference.batcher import Batch
 from gateway.inference.call import Call
@@ -140,9 +140,17 @@ class Delivery:
         journal = self._journal
         if engine.recorder is not None and journal is not None:
             run = Run(outcome.rows, run_ns, written_ns, journal.wall_ns, plain)
-            engine.recorder.answered(everyone, part.names, part.arrays, times, run)
+            try:
+                engine.recorder.answered(everyone, part.names, part.arrays, times, run)
+            except NotReady as error:
+                for call in everyone:
+                    self._finish_failed(call, error)
+                return
             if journal.commits:
-                journal.when_safe(segments_of(everyone), lambda: self._answer_late(account, calls, replies))
+                rows = sum([call.rows for call in everyone])
+                journal.when_safe(
+                    segments_of(everyone), rows, lambda error: self._answer_late(account, calls, replies, error)
+                )
                 return
         self._answer(account, calls, replies)
 
@@ -164,10 +172,22 @@ class Delivery:
         account.answered_ns = time.monotonic_ns()
         self._accounts.append(account)
 
-    def _answer_late(self, account: Account, calls: list[Call], replies: list[tuple[bytes, int]]) -> None:
-        """Answer what waited for the disk."""
-        self._answer(account, calls, replies)
-        self.settle()
+    def _answer_late(
+        self, account: Account, calls: list[Call], replies: list[tuple[bytes, int]], error: NotReady | None
+    ) -> None:
+        """Answer what waited for the disk; with an error where its records are not safely there.
+
+        These stay as they are: they have their checksums.
+        """
+        if error is None:
+            self._answer(account, calls, replies)
+            self.settle()
+            return
+        now_ns = time.monotonic_ns()
+        for call in account.part.calls:
+            if not call.gone:
+                self.refuse_early(call, error, now_ns)
+            self._end(call)
 
     def _count(self, account: Account) -> None:
         engine, part, times, encode_ns = account.engine, account.part, account.times, account.encode_ns

@@ -1,13 +1,15 @@
 """Frames: an append-only file of records that each carry their length and checksum.
 
-A frame is ``<length: uint32><crc32 of the payload: uint32><payload>``, little-endian. What a crash tore is found by
-its checksum, and everything before it is good. One process writes a file; any process may read it meanwhile.
+A frame is ``<length: uint32><crc32 of the payload: uint32><payload>``, little-endian. What a crash tore or a disk
+altered is found by its checksum; everything before it is good, and who knows how payloads begin finds what is good
+behind it. One process writes a file; any process may read it meanwhile.
 """
 
 from __future__ import annotations
 
 import mmap
 import os
+import re
 import struct
 import zlib
 from collections.abc import Iterator
@@ -30,11 +32,16 @@ class Frame(NamedTuple):
 
 
 class Torn(NamedTuple):
-    """Why reading ended early: good frames end at `offset`, and `lost` bytes follow."""
+    """Bytes that are no good frame: `lost` of them from `offset` on, and why. The end follows, or a good frame."""
 
     offset: int
     lost: int
     reason: str
+
+    @property
+    def words(self) -> str:
+        """As a segment tells it of the file beside it."""
+        return f"its frames are bad from byte {self.offset} to {self.offset + self.lost}: {self.reason}"
 
 
 def pack(payload: bytes) -> bytes:
@@ -52,24 +59,53 @@ def unpack(data: bytes | memoryview | mmap.mmap, offset: int) -> tuple[bytes, in
     if not 0 < length <= MAX_PAYLOAD:
         return f"a frame of {length} bytes cannot be"
     start = offset + _HEAD.size
-    payload = bytes(data[start : start + length])
-    if len(payload) < length:
+    if len(data) - start < length:
         return "a frame is cut"
+    payload = bytes(data[start : start + length])
     if zlib.crc32(payload) != checksum:
         return "a checksum does not fit its frame"
     return payload, start + length
 
 
-def scan(data: bytes | memoryview | mmap.mmap, offset: int = len(MAGIC)) -> Iterator[Frame | Torn]:
-    """Every good frame from `offset` on; last, if anything bad follows them, what that is."""
+def scan(
+    data: bytes | memoryview | mmap.mmap, offset: int = len(MAGIC), begins: re.Pattern[bytes] | None = None
+) -> Iterator[Frame | Torn]:
+    """Every good frame from `offset` on, and what is bad between or behind them.
+
+    With the first bad one reading ends; with `begins`, see `resync`, it goes on behind it.
+    """
     while offset < len(data):
         found = unpack(data, offset)
         if isinstance(found, str):
-            yield Torn(offset, len(data) - offset, found)
-            return
-        payload, following = found
-        yield Frame(offset, payload)
-        offset = following
+            following = None if begins is None else resync(data, offset, begins)
+            stop = len(data) if following is None else following
+            yield Torn(offset, stop - offset, found)
+            offset = stop
+        else:
+            payload, following = found
+            yield Frame(offset, payload)
+            offset = following
+
+
+def resync(data: bytes | memoryview | mmap.mmap, offset: int, begins: re.Pattern[bytes]) -> int | None:
+    """Where behind a bad frame at `offset` the next good one is, None where none follows.
+
+    `begins` matches how payloads begin: so not every byte has to be tried.
+    """
+    for match in begins.finditer(data, offset + 1 + _HEAD.size):
+        if isinstance(unpack(data, match.start() - _HEAD.size), tuple):
+            return match.start() - _HEAD.size
+    return None
+
+
+def mapped(path: Path) -> mmap.mmap | bytes:
+    """A file of frames to be read, in memory only as far as it is; nothing where there is none. Raises OSError."""
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            return mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ) if size else b""
+    except FileNotFoundError:
+        return b""
 
 
 class FrameFile:

@@ -10,13 +10,14 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
 from gateway.errors import NotReady
 from gateway.inference.block import Layout
 from gateway.journal.ids import new_prefix
-from gateway.journal.recorder import Recorder
+from gateway.journal.recorder import Disk, Recorder
 from gateway.journal.schema import SegmentSpec
 from gateway.journal.segment import Segment, boot_id
 from gateway.models.servable import Servable
@@ -30,6 +31,13 @@ GROWTH = 4
 FLUSH_S = 1.0
 RETRY_S = 1.0
 """How long after a failure the disk is asked again."""
+
+
+class Waiter(NamedTuple):
+    """Who waits until `rows` are on the disk; `done` is told why they are not, where that must be an error."""
+
+    rows: int
+    done: Callable[[NotReady | None], None]
 
 
 class JournalSettings(msgspec.Struct, frozen=True):
@@ -56,9 +64,10 @@ class Journal:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="journal")
         self._work: deque[Future[None]] = deque()
         self._failed_at = float("-inf")
+        self._told_at = float("-inf")
         self._flushed_at = 0.0
         self._unsafe: dict[Segment, None] = {}
-        self._waiting: list[Callable[[], None]] = []
+        self._waiting: list[Waiter] = []
         self._syncing = False
         self._boot_id = boot_id()
         self.wall_ns = time.time_ns() - time.monotonic_ns()
@@ -71,7 +80,8 @@ class Journal:
         if not rule.enabled:
             return None
         template = SegmentSpec("", servable.model, servable.version, servable.report.sha256, 0, self._boot_id, 0, ())
-        recorder = Recorder(template, servable.contract, layout, rule, self._secret, self._open, self._dropped)
+        disk = Disk(self._open, self._dropped, self._unwritten)
+        recorder = Recorder(template, servable.contract, layout, rule, self._secret, disk)
         self._recorders[servable] = recorder
         return recorder
 
@@ -88,7 +98,7 @@ class Journal:
     def tick(self, now: float) -> None:
         """Publish how far segments are written; roll, seal and flush them. Called a few times a second."""
         self.wall_ns = time.time_ns() - time.monotonic_ns()
-        flush = self.settings.flush == "interval" and now - self._flushed_at >= FLUSH_S
+        work = Segment.protect if self.settings.flush == "process" else Segment.commit
         for recorder in self._recorders.values():
             recorder.roll(self.settings.max_age_s)
             self._closing += recorder.closing
@@ -96,13 +106,13 @@ class Journal:
             for segment in recorder.segments():
                 segment.settle()
                 if now - self._flushed_at >= FLUSH_S:
-                    self._submit(_protect, segment, flush)
+                    self._submit(work, segment)
         if now - self._flushed_at >= FLUSH_S:
             self._flushed_at = now
         ended = [segment for segment in self._closing if segment.settle() == segment.fill]
         for segment in ended:
             self._closing.remove(segment)
-            self._submit(_finish, segment)
+            self._submit(Segment.finish, segment)
         self._prepare()
         self._report()
 
@@ -111,7 +121,7 @@ class Journal:
         for servable in list(self._recorders):
             self.release(servable)
         for segment in self._closing:
-            self._submit(_finish, segment)
+            self._submit(Segment.finish, segment)
         self._closing.clear()
         self._pool.shutdown(wait=True)
         self._report()
@@ -123,10 +133,13 @@ class Journal:
         """True where answers wait until their records are on the disk."""
         return self.settings.flush == "commit"
 
-    def when_safe(self, segments: Iterable[Segment], done: Callable[[], None]) -> None:
-        """Call `done` in the loop when what was written to `segments` is on the disk. One flush serves all who wait."""
+    def when_safe(self, segments: Iterable[Segment], rows: int, done: Callable[[NotReady | None], None]) -> None:
+        """Call `done` in the loop when `rows` that were written to `segments` are on the disk, or cannot be.
+
+        One flush serves all who wait. Rows of a lane are answered in their order, so what was answered is settled.
+        """
         self._unsafe.update(dict.fromkeys(segments))
-        self._waiting.append(done)
+        self._waiting.append(Waiter(rows, done))
         if not self._syncing:
             self._sync()
 
@@ -135,17 +148,27 @@ class Journal:
         loop = asyncio.get_running_loop()
         segments, self._unsafe = list(self._unsafe), {}
         waiting, self._waiting = self._waiting, []
-        work = self._pool.submit(_flush_all, segments)
+        for segment in segments:
+            segment.settle()
+        work = self._pool.submit(_commit_all, segments)
         work.add_done_callback(lambda work: loop.call_soon_threadsafe(self._synced, work, waiting))
 
-    def _synced(self, work: Future[None], waiting: list[Callable[[], None]]) -> None:
+    def _synced(self, work: Future[None], waiting: list[Waiter]) -> None:
         self._syncing = False
         self._work.append(work)
-        self._report()
-        for done in waiting:
-            done()
+        refusal = None
+        if work.exception() is not None:
+            for recorder in self._recorders.values():
+                recorder.retire()
+            if self.settings.required:
+                refusal = self._refusal()
+            else:
+                self._dropped(sum(each.rows for each in waiting))
+        for each in waiting:
+            each.done(refusal)
         if self._waiting:
             self._sync()
+        self._report()
 
     # -- segments
 
@@ -158,15 +181,13 @@ class Journal:
                 segment = spare.result()
                 if segment.capacity >= rows:
                     return segment
-                self._submit(_finish, segment)
+                self._submit(Segment.finish, segment)
             if time.monotonic() - self._failed_at > RETRY_S:
-                return Segment(self.settings.folder, self._plan(spec, rows))
+                return Segment(self.settings.folder, self._plan(spec, rows), self.settings.segment_bytes)
         except OSError as error:
             self._failed(error)
         if self.settings.required:
-            raise NotReady(
-                f"model {spec.model!r} must not answer without a record, and the journal cannot be written now"
-            )
+            raise self._refusal()
         return None
 
     def _plan(self, spec: SegmentSpec, rows: int) -> SegmentSpec:
@@ -182,20 +203,34 @@ class Journal:
         """Make the next segment of a version before its present one is full."""
         for servable, recorder in self._recorders.items():
             key = (servable.model, servable.version)
-            filling = any(segment.fill > segment.capacity // 2 for segment in recorder.segments())
+            filling = any(segment.used > 0.5 for segment in recorder.segments())
             if filling and key not in self._spare:
                 plan = self._plan(recorder.spec, recorder.least_rows)
-                self._spare[key] = self._pool.submit(Segment, self.settings.folder, plan)
+                folder, side_bytes = self.settings.folder, self.settings.segment_bytes
+                self._spare[key] = self._pool.submit(Segment, folder, plan, side_bytes)
 
     # -- what went wrong
 
     def _dropped(self, records: int) -> None:
         self._count("dropped", records)
 
+    def _unwritten(self, error: OSError, records: int) -> None:
+        """Records could not be written. Raises NotReady where they are required."""
+        self._failed(error)
+        if self.settings.required:
+            raise self._refusal()
+        self._dropped(records)
+
+    @staticmethod
+    def _refusal() -> NotReady:
+        return NotReady("the answer must not be given without a record, and the journal cannot be written now")
+
     def _failed(self, error: OSError) -> None:
-        self._failed_at = time.monotonic()
+        self._failed_at = now = time.monotonic()
         self._count("errors", 1)
-        log.error("journal cannot be written", extra={"event": "journal-failed", "reason": error.strerror})
+        if now - self._told_at > RETRY_S:
+            self._told_at = now
+            log.error("journal cannot be written", extra={"event": "journal-failed", "reason": error.strerror})
 
     def _submit(self, work: Callable[..., None], *arguments: object) -> None:
         self._work.append(self._pool.submit(work, *arguments))
@@ -210,19 +245,9 @@ class Journal:
                 raise error
 
 
-def _protect(segment: Segment, flush: bool) -> None:
-    segment.protect()
-    if flush:
-        segment.flush()
-
-
-def _flush_all(segments: list[Segment]) -> None:
+def _commit_all(segments: list[Segment]) -> None:
     for segment in segments:
-        segment.flush()
-
-
-def _finish(segment: Segment) -> None:
-    segment.finish()
+        segment.commit()
 
 
 def _finish_spare(spare: Future[Segment]) -> None:

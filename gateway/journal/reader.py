@@ -11,9 +11,18 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
-from gateway.journal import ids, schema
-from gateway.journal.frames import MAGIC, Torn, scan, unpack
-from gateway.journal.schema import EXTENT, MAX_EXTENTS, SEGMENT_SUFFIX, SIDE_SUFFIX, Control, Form, SegmentSpec
+from gateway.journal import extents, ids, schema
+from gateway.journal.frames import MAGIC, Torn, mapped, scan, unpack
+from gateway.journal.schema import (
+    EXTENT,
+    FRAME_BEGINS,
+    MAX_EXTENTS,
+    SEGMENT_SUFFIX,
+    SIDE_SUFFIX,
+    Control,
+    Form,
+    SegmentSpec,
+)
 from gateway.journal.segment import map_columns
 from gateway.types import Array
 
@@ -54,10 +63,10 @@ class Segment:
         self.path = path
         self.spec = spec
         self._buffer = buffer
-        self._columns = map_columns(buffer, spec)
+        self.columns = map_columns(buffer, spec)
         self._control: Array = np.frombuffer(buffer, "<i8", len(Control), spec.control_at)
-        self.inputs = {name: array for (group, name), array in self._columns.items() if group == "input"}
-        self.outputs = {name: array for (group, name), array in self._columns.items() if group == "output"}
+        self.inputs = {name: array for (group, name), array in self.columns.items() if group == "input"}
+        self.outputs = {name: array for (group, name), array in self.columns.items() if group == "output"}
 
     @classmethod
     def open(cls, path: Path) -> Segment:
@@ -89,32 +98,34 @@ class Segment:
 
     def column(self, name: str) -> Array:
         """A meta column, (capacity,)."""
-        return self._columns["meta", name]
+        return self.columns["meta", name]
 
     def verify(self) -> list[str]:
         """What is wrong with what was checksummed, in words; nothing for a good segment."""
-        extents = np.frombuffer(self._buffer, EXTENT, MAX_EXTENTS, self.spec.extents_at)
-        count = int(self._control[Control.EXTENTS])
-        if not 0 <= count <= MAX_EXTENTS:
-            return [f"it says that it has {count} extents"]
-        columns = list(self._columns.values())
-        wrong: list[str] = []
-        start = 0
-        for stop, expected in extents[:count].tolist():
-            if not start <= stop <= self.spec.capacity:
-                return [*wrong, f"an extent ends at row {stop}, after row {start} of {self.spec.capacity}"]
-            if schema.checksum(columns, start, stop) != expected:
-                wrong.append(f"rows {start} to {stop - 1} do not fit their checksum")
-            start = stop
-        torn = [item for item in self._scan() if isinstance(item, Torn)]
-        return wrong + [f"its frames end at byte {item.offset}: {item.reason}" for item in torn]
+        return self.verify_rows() + [each.words for each in self.bad_frames()]
+
+    def verify_rows(self) -> list[str]:
+        """What is wrong with its columns, in words."""
+        known, problem = self.checksums()
+        return [each.words for each in known if not each.fits] + [problem] * bool(problem)
+
+    def bad_frames(self) -> list[Torn]:
+        """What is wrong with the file beside it."""
+        data = mapped(self.side_path)
+        begins = data[: len(MAGIC)]
+        bad = [] if begins in (MAGIC, b"") else [Torn(0, len(begins), "it does not begin as a file of frames")]
+        return bad + [item for item in scan(data, begins=FRAME_BEGINS) if isinstance(item, Torn)]
+
+    def checksums(self) -> extents.Table:
+        """Its checksums, and whether they fit."""
+        table = np.frombuffer(self._buffer, EXTENT, MAX_EXTENTS, self.spec.extents_at)
+        return extents.read(table, self._control, list(self.columns.values()), self.spec.capacity)
 
     @property
     def protected(self) -> int:
         """Rows that are covered by checksums."""
-        count = int(self._control[Control.EXTENTS])
-        extents = np.frombuffer(self._buffer, EXTENT, MAX_EXTENTS, self.spec.extents_at)
-        return int(extents[count - 1]["stop"]) if count else 0
+        known = self.checksums().extents
+        return known[-1].stop if known else 0
 
     def frame(self, row: int) -> dict[str, Any] | None:
         """The frame of a row, or None where it has none. Raises Damaged."""
@@ -122,7 +133,7 @@ class Segment:
         if at == 0:
             return None
         try:
-            with self._side().open("rb") as file:
+            with self.side_path.open("rb") as file:
                 file.seek(at)
                 head = file.read(8)
                 length = int.from_bytes(head[:4], "little")
@@ -135,21 +146,13 @@ class Segment:
 
     def frames(self) -> Iterator[tuple[int, dict[str, Any]]]:
         """(offset, frame) of every good frame, in the order in which they were written."""
-        for item in self._scan():
+        for item in scan(mapped(self.side_path), begins=FRAME_BEGINS):
             if not isinstance(item, Torn):
                 yield item.offset, _decode(item.payload)
 
-    def _scan(self) -> Iterator[Any]:
-        data: bytes | mmap.mmap = b""
-        try:
-            with self._side().open("rb") as file:
-                if os.fstat(file.fileno()).st_size:
-                    data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except FileNotFoundError:
-            return iter(())
-        return scan(data) if data[: len(MAGIC)] == MAGIC else iter((Torn(0, len(data), "it does not begin as one"),))
-
-    def _side(self) -> Path:
+    @property
+    def side_path(self) -> Path:
+        """The file of its frames, which need not be there."""
         return self.path.with_suffix(SIDE_SUFFIX)
 
     def record(self, row: int, part: int | None = None) -> Record | None:
@@ -190,12 +193,7 @@ class Side:
         self.damaged = 0
 
     def __enter__(self) -> Side:
-        try:
-            with self._segment.path.with_suffix(SIDE_SUFFIX).open("rb") as file:
-                if os.fstat(file.fileno()).st_size:
-                    self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except FileNotFoundError:
-            pass
+        self._data = mapped(self._segment.path.with_suffix(SIDE_SUFFIX))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -212,7 +210,7 @@ class Side:
 
     def rowless(self) -> Iterator[dict[str, Any]]:
         """Frames that belong to no row: of requests that were refused before they had one."""
-        for item in scan(self._data):
+        for item in scan(self._data, begins=FRAME_BEGINS):
             if not isinstance(item, Torn):
                 frame = _decode(item.payload)
                 if "row" not in frame:

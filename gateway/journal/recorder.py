@@ -44,12 +44,20 @@ class Run(msgspec.Struct, gc=False):
     plain: bool = False
 
 
-class Recorder:
-    """One version in the journal of one worker. Belongs to the thread of the event loop.
+class Disk(NamedTuple):
+    """What a recorder asks of the journal. `open` and `unwritten` raise NotReady where records are required.
 
-    `open_segment` makes a segment of so many rows or gives None where the disk has no room; then blocks are in memory
-    alone and `dropped` is told how many records are lost.
+    `open` makes a segment of so many rows or gives None where there is no room: then blocks are in memory alone.
+    `dropped` is told how many records are lost, `unwritten` also why they could not be written.
     """
+
+    open: Callable[[SegmentSpec, int], Segment | None]
+    dropped: Callable[[int], None]
+    unwritten: Callable[[OSError, int], None]
+
+
+class Recorder:
+    """One version in the journal of one worker. Belongs to the thread of the event loop."""
 
     def __init__(
         self,
@@ -58,13 +66,11 @@ class Recorder:
         layout: Layout,
         rule: JournalRule,
         secret: bytes,
-        open_segment: Callable[[SegmentSpec, int], Segment | None],
-        dropped: Callable[[int], None],
+        disk: Disk,
     ) -> None:
         self._layout = layout
         self._secret = secret
-        self._open = open_segment
-        self._dropped = dropped
+        self._open, self._dropped, self._unwritten = disk
         fixed = layout.fits
         self.inputs = [keep.decide(spec, rule.tensors, fixed=fixed) for spec in contract.inputs]
         self.outputs = [
@@ -101,7 +107,7 @@ class Recorder:
                 self.give(previous)
         if segment is not None:
             segment.close_window()
-            if segment.capacity - segment.fill < rows:
+            if segment.capacity - segment.fill < rows or segment.used >= 1:
                 self._roll(lane)
                 segment = None
         if segment is None:
@@ -123,10 +129,11 @@ class Recorder:
             self._scratch.append(block.scratch)
 
     def seat(self, call: Call) -> None:
-        """Give a call without a block the row that its id names."""
-        block = self._windows[1]
-        if block is None or block.fill == block.capacity:
-            block = self.next(1, 1, block)
+        """Give a call without a block the row that its id names, in the order in which calls of its priority run."""
+        lane = call.priority
+        block = self._windows[lane]
+        if block is None or block.full or block.fill == block.capacity:
+            block = self.next(lane, 1, block)
         call.segment = block.segment
         call.slot = block.base + block.fill
         call.prediction_id = block.prefix + b"%08x" % call.slot
@@ -165,12 +172,20 @@ class Recorder:
         return [segment for segment in self._segments if segment is not None]
 
     def roll(self, older_than_s: float) -> None:
-        """Put segments aside that are older; they are sealed when their last row is written."""
+        """Put segments aside that are older, or used up; they are sealed when their last row is written."""
         now = time.monotonic()
         for lane, segment in enumerate(self._segments):
             block = self._windows[lane]
-            if segment is not None and now - segment.opened >= older_than_s and (block is None or not block.held):
+            if segment is None or (block is not None and block.held):
+                continue
+            if now - segment.opened >= older_than_s or segment.used >= 1:
                 self._roll(lane)
+
+    def retire(self) -> None:
+        """Have the next request of each lane begin another segment, where its own is used up."""
+        for segment, window in zip(self._segments, self._windows, strict=True):
+            if segment is not None and window is not None and segment.used >= 1:
+                window.full = True
 
     # -- records
 
@@ -274,7 +289,7 @@ class Recorder:
             frame["inputs"] = self._contents.whole(others, values, call, always=True)
         if call.key:
             segment.key[rows] = hash_key(call.key)
-        self._append(segment, rows, [frame])
+        self._append_end(segment, rows, frame)
         segment.status[rows] = status
 
     def refused(
@@ -282,8 +297,8 @@ class Recorder:
     ) -> None:
         """A request that never got a row: its record is a frame alone."""
         segment = self._segments[1]
-        if segment is None:
-            # It is refused already: that it cannot be recorded either must not hide why.
+        if segment is None or segment.used >= 1:
+            segment = None
             with suppress(NotReady):
                 segment = self.next(1, 1, self._windows[1]).segment
         if segment is None:
@@ -298,7 +313,7 @@ class Recorder:
         }
         if request_id:
             frame["request_id"] = request_id
-        self._append(segment, slice(0, 0), [frame])
+        self._append_end(segment, slice(0, 0), frame)
 
     # -- parts of a record
 
@@ -327,7 +342,7 @@ class Recorder:
         note(frame, [call], row)
         if call.key:
             segment.key[row] = hash_key(call.key)
-        self._append(segment, slice(row, row + 1), [frame])
+        self._append(segment, slice(row, row + 1), frame)
         segment.status[row] = call.outcome or 200
 
     def _frames(
@@ -367,12 +382,22 @@ class Recorder:
                     column[start:stop] = keep.redact(kept.rule, array, self._secret)
                 else:
                     self._contents.stretch(frame, group + "s", kept, array, segment, start)
-        self._append(segment, slice(start, stop), [frame])
+        self._append(segment, slice(start, stop), frame)
 
-    def _append(self, segment: Segment, rows: slice, frames: list[dict[str, Any]]) -> None:
+    def _append(self, segment: Segment, rows: slice, frame: dict[str, Any]) -> None:
+        """Raises NotReady where a record is required and the disk has no room."""
         try:
-            segment.side_at[rows] = segment.append_frames(*frames)
-        except OSError:
+            segment.side_at[rows] = segment.append_frame(frame)
+        except OSError as error:
+            self._unwritten(error, max(1, rows.stop - rows.start))
+        if segment.used >= 1:
+            self.retire()
+
+    def _append_end(self, segment: Segment, rows: slice, frame: dict[str, Any]) -> None:
+        """The request is refused already: that it cannot be recorded either must not hide why."""
+        try:
+            self._append(segment, rows, frame)
+        except NotReady:
             self._dropped(max(1, rows.stop - rows.start))
 
 

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import mmap
 import os
-import time
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from gateway.journal import schema
-from gateway.journal.frames import MAGIC, Torn, scan
+from gateway.journal.extents import Extent, checksum
+from gateway.journal.frames import MAGIC, Torn
 from gateway.journal.reader import Damaged, Segment, segments
-from gateway.journal.schema import EXTENT, MAX_EXTENTS, SIDE_SUFFIX, Control
-from gateway.journal.segment import boot_id, is_orphan, map_columns, shrink
+from gateway.journal.schema import EXTENT
+from gateway.journal.segment import boot_id, is_orphan, shrink
 from gateway.types import Array
 
 DAMAGED_SUFFIX = ".damaged"
@@ -46,9 +45,10 @@ def recover(folder: Path) -> list[Recovered]:
             found.append(Recovered(path.name, 0, 0, 0, 0, [str(error)]))
         except FileNotFoundError:  # it was sealed and replaced, or removed, in the meantime
             continue
-    for path in folder.glob(".*.new"):
-        if is_orphan(path):
-            path.unlink(missing_ok=True)
+    for scratch in (*folder.glob(".*.new"), *folder.glob(".*.shrinking")):
+        with suppress(FileNotFoundError):  # it has its name now
+            if is_orphan(scratch):
+                scratch.unlink()
     return found
 
 
@@ -58,60 +58,77 @@ def is_sealed(path: Path) -> bool:
 
 
 def recover_one(path: Path) -> Recovered:
-    """Cut, verify and seal one segment that has no writer."""
-    damage = Segment.open(path).verify()
-    torn = _cut_frames(path.with_suffix(SIDE_SUFFIX))
-    # Torn frames are what a crash leaves; the rows that they belong to were never answered.
-    damage = [text for text in damage if not text.startswith("its frames")]
-    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    try:
-        buffer = mmap.mmap(descriptor, 0)
-    finally:
-        os.close(descriptor)
-    spec = schema.unpack_header(memoryview(buffer))
-    columns = map_columns(buffer, spec)
-    control: Array = np.frombuffer(buffer, "<i8", len(Control), spec.control_at)
-    extents: Array = np.frombuffer(buffer, EXTENT, MAX_EXTENTS, spec.extents_at)
-    status = columns["meta", "status"]
-    count = int(control[Control.EXTENTS])
-    protected = int(extents[count - 1]["stop"]) if count else 0
-    cut = 0
-    if spec.boot_id != boot_id():
+    """Cut, verify and seal one segment that has no writer: a file of just its good rows takes its place.
+
+    Whoever is killed in the middle of this leaves what was there, to be recovered again. What does not fit its
+    checksum stays as it is.
+    """
+    segment = Segment.open(path)
+    written = segment.column("status") > 0
+    known, problem = segment.checksums()
+    torn, bad = _split(segment.bad_frames(), _size(segment.side_path))
+    end = _size(segment.side_path) - torn.lost
+    # Rows of frames that are not there.
+    beyond = written & (segment.column("side") >= max(1, end))
+    if segment.spec.boot_id != boot_id():
         # Memory that had not reached the disk is gone, and which of it nobody knows: only checksums can be trusted.
-        cut = int(np.count_nonzero(status[protected:]))
-        status[protected:] = 0
-    if torn:
-        side = columns["meta", "side"]
-        beyond = (side > torn[0]) & (status > 0)
-        cut += int(np.count_nonzero(beyond))
-        status[beyond] = 0
-    written = np.flatnonzero(status)
-    rows = int(written[-1]) + 1 if len(written) else 0
-    if rows > protected and count < MAX_EXTENTS:
-        extents[count] = (rows, schema.checksum(list(columns.values()), protected, rows))
-        count += 1
-    control[Control.ROWS] = control[Control.TAKEN] = rows
-    control[Control.EXTENTS] = count
-    control[Control.SEALED_NS] = time.time_ns()
-    buffer.flush()
-    if rows == 0 and not path.with_suffix(SIDE_SUFFIX).exists():
+        while known and not known[-1].fits:
+            known.pop()
+        cut = beyond.copy()
+        cut[_stop(known) :] = True
+        problem = ""
+    else:
+        cut = np.zeros_like(written)
+        if beyond.any():
+            # A process that is killed tears frames of rows that it has not answered yet: these were whole once.
+            torn, bad = torn._replace(lost=0), [*bad, torn._replace(reason=torn.reason or "frames are missing")]
+    damage = [each.words for each in known if not each.fits] + [problem] * bool(problem) + [each.words for each in bad]
+    if torn.lost:
+        _cut_frames(segment.side_path, torn.offset)
+    good = written & ~cut
+    rows = max(_stop(known), int(np.flatnonzero(good)[-1]) + 1 if good.any() else 0)
+    if rows == 0 and not segment.side_path.exists():
         path.unlink()
-    elif rows < spec.capacity * 0.9:
-        shrink(path, spec, columns, rows, extents[:count])
-    return Recovered(path.name, len(written), rows - len(written), cut, torn[1] if torn else 0, damage)
+    else:
+        columns = segment.columns | {("meta", "status"): np.where(good, segment.column("status"), 0)}
+        shrink(path, segment.spec, columns, rows, _table(known, cut, list(columns.values()), rows))
+    lost = int(np.count_nonzero(written & cut))
+    answered = int(np.count_nonzero(good))
+    unanswered = rows - answered - int(np.count_nonzero((written & cut)[:rows]))
+    return Recovered(path.name, answered, unanswered, lost, torn.lost, damage)
 
 
-def _cut_frames(path: Path) -> tuple[int, int] | None:
-    """Cut a file of frames after its last good one: (where, bytes that were cut), None where all are good."""
+def _split(bad: list[Torn], size: int) -> tuple[Torn, list[Torn]]:
+    """The end of a file of frames that is torn (perhaps no byte of it), and what is bad before that."""
+    if bad and bad[-1].offset + bad[-1].lost == size:
+        return bad[-1], bad[:-1]
+    return Torn(size, 0, ""), bad
+
+
+def _cut_frames(path: Path, size: int) -> None:
+    if size < len(MAGIC):
+        path.unlink()
+    else:
+        os.truncate(path, size)
+
+
+def _table(known: list[Extent], cut: Array, columns: list[Array], rows: int) -> Array:
+    """The checksums of a recovered segment: those that it had, new ones where rows were cut, one for what had none."""
+    entries = []
+    for each in known:
+        is_other = each.fits and cut[each.start : each.stop].any()
+        entries.append((each.stop, checksum(columns, each.start, each.stop) if is_other else each.checksum))
+    if rows > _stop(known):
+        entries.append((rows, checksum(columns, _stop(known), rows)))
+    return np.array(entries, EXTENT)
+
+
+def _stop(known: list[Extent]) -> int:
+    return known[-1].stop if known else 0
+
+
+def _size(path: Path) -> int:
     try:
-        data = path.read_bytes()
+        return path.stat().st_size
     except FileNotFoundError:
-        return None
-    start = len(MAGIC) if data[: len(MAGIC)] == MAGIC else 0
-    last = None
-    for item in scan(data, start):
-        last = item
-    if not isinstance(last, Torn):
-        return None
-    os.truncate(path, last.offset)
-    return last.offset - 1, last.lost
+        return 0

@@ -4,7 +4,7 @@
 
     header   magic, length, crc32, JSON (a SegmentSpec), padded to a page
     control  one page of counters that change, see `Control`
-    extents  what was checksummed: stop row and hash of all columns up to it, since the extent before
+    extents  what was checksummed, see journal.extents: stop rows and hashes of all columns
     columns  each contiguous, `capacity` rows, at its offset
 
 A row is written when its `status` is not 0; that is stored last. Everything is little-endian. Strings, variable shapes
@@ -13,16 +13,13 @@ and whatever only some rows have are frames (journal.frames) in the file beside 
 
 from __future__ import annotations
 
+import re
 import struct
 import zlib
-from collections.abc import Sequence
 from enum import IntEnum
 
 import msgspec
 import numpy as np
-import xxhash
-
-from gateway.types import Array
 
 MAGIC = b"HGSEGM1\n"
 PAGE = 4096
@@ -31,6 +28,8 @@ EXTENT = np.dtype([("stop", "<i8"), ("hash", "<u8")])
 
 SEGMENT_SUFFIX = ".segment"
 SIDE_SUFFIX = ".side"
+FRAME_BEGINS = re.compile(rb"[\x81-\x8f](?:\xa3row|\xa7refused)")
+"""How the payload of a frame begins: a small map of MessagePack whose first key is one of two."""
 
 _HEAD = struct.Struct("<8sII")
 
@@ -185,14 +184,6 @@ def unpack_header(data: bytes | memoryview) -> SegmentSpec:
         return msgspec.json.decode(text, type=SegmentSpec)
     except msgspec.DecodeError as error:
         raise ValueError(f"the header is not valid: {error}") from None
-
-
-def checksum(columns: Sequence[Array], start: int, stop: int) -> int:
-    """XXH3 over rows `start` to `stop` of every column, in their order. It runs at the speed of memory."""
-    digest = xxhash.xxh3_64()
-    for array in columns:
-        digest.update(array[start:stop].reshape(-1).view(np.uint8).data)
-    return digest.intdigest()
 
 
 def _pages(size: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import mmap
 import os
@@ -13,6 +14,7 @@ import msgspec
 import numpy as np
 
 from gateway.journal import schema
+from gateway.journal.extents import Extents
 from gateway.journal.frames import FrameFile
 from gateway.journal.schema import EXTENT, MAX_EXTENTS, SEGMENT_SUFFIX, SIDE_SUFFIX, Control, SegmentSpec
 from gateway.types import Array
@@ -42,11 +44,14 @@ class Segment:
     """Rows are taken from `fill` on and written by their owner; `status` last, which makes a row count.
 
     Columns are attributes for meta columns and `inputs`, `outputs` by name. Belongs to the thread of the event loop but
-    for `flush`, `protect` and `finish`.
+    for `flush`, `protect`, `commit` and `finish`.
     """
 
-    def __init__(self, folder: Path, spec: SegmentSpec) -> None:
-        """Create the file with its whole size on the disk. Raises OSError, with nothing left behind."""
+    def __init__(self, folder: Path, spec: SegmentSpec, side_bytes: int = 1 << 62) -> None:
+        """Create the file with its whole size on the disk; `side_bytes` is what its frames should come to at most.
+
+        Raises OSError, with nothing left behind.
+        """
         self.spec = spec = schema.lay_out(spec)
         self.capacity = spec.capacity
         self.prefix = spec.prefix.encode()
@@ -80,9 +85,12 @@ class Segment:
         self._fill = 0
         self.settled = 0
         self.control: Array = np.frombuffer(self._buffer, "<i8", len(Control), spec.control_at)
-        self._extents: Array = np.frombuffer(self._buffer, EXTENT, MAX_EXTENTS, spec.extents_at)
-        self._protected = 0
+        table: Array = np.frombuffer(self._buffer, EXTENT, MAX_EXTENTS, spec.extents_at)
+        self._extents = Extents(table, self.control, list(self._columns.values()), spec.capacity)
         self._side: FrameFile | None = None
+        self._side_bytes = side_bytes
+        self.failed = False
+        self.sealed = False
 
     @property
     def fill(self) -> int:
@@ -90,16 +98,25 @@ class Segment:
         window = self.window
         return self._fill if window is None else window.base + window.fill
 
+    @property
+    def used(self) -> float:
+        """The share of its rows or of the bytes of its frames that is taken; from 1 on another one should follow.
+
+        So it should also after a flush has failed.
+        """
+        frames = 0 if self._side is None else self._side.size
+        return 1.0 if self.failed else max(self.fill / self.capacity, frames / self._side_bytes)
+
     def close_window(self) -> None:
         """The block on this segment takes no more rows."""
         self._fill = self.fill
         self.window = None
 
-    def append_frames(self, *frames: dict[str, Any]) -> int:
-        """Write frames; returns where the first begins. Raises OSError."""
+    def append_frame(self, frame: dict[str, Any]) -> int:
+        """Write a frame; returns where it begins. Raises OSError."""
         if self._side is None:
             self._side = FrameFile(self.path.with_suffix(SIDE_SUFFIX))
-        return self._side.append(*map(msgspec.msgpack.encode, frames))
+        return self._side.append(msgspec.msgpack.encode(frame))
 
     def settle(self) -> int:
         """Advance to the first taken row that is not written yet, which it returns; readers see the number."""
@@ -114,16 +131,7 @@ class Segment:
 
     def protect(self) -> None:
         """Checksum what is settled since the last time."""
-        stop = self.settled
-        count = int(self.control[Control.EXTENTS])
-        if stop == self._protected or count == MAX_EXTENTS:
-            return
-        # The table must last for the whole segment: extents get longer towards its end.
-        if stop < self.fill and stop - self._protected < self.capacity * (count + 1) // (8 * MAX_EXTENTS):
-            return
-        self._extents[count] = (stop, schema.checksum(list(self._columns.values()), self._protected, stop))
-        self.control[Control.EXTENTS] = count + 1
-        self._protected = stop
+        self._extents.protect(self.settled)
 
     def flush(self) -> None:
         """Return when all that was written is on the disk. Raises OSError."""
@@ -131,27 +139,44 @@ class Segment:
         if self._side is not None:
             self._side.sync()
 
+    def commit(self) -> None:
+        """Return when what is settled is on the disk with its checksum, and so outlives the machine. Raises OSError."""
+        if self.sealed:
+            return
+        if self.failed:
+            raise OSError(errno.EIO, "an earlier flush failed")
+        try:
+            self.protect()
+            self.flush()
+        except OSError:
+            # The system may take for written what it could not write: a later flush that goes well proves nothing.
+            self.failed = True
+            raise
+
     def finish(self) -> None:
         """Seal: nothing is written any more. The file shrinks to its rows; without any it goes. Raises OSError."""
         self.close_window()
         try:
             self._seal()
         finally:
+            if self._side is not None:
+                self._side.close()
             os.close(self._lock)
 
     def _seal(self) -> None:
         if self.fill == 0 and self._side is None:
             self.path.unlink(missing_ok=True)
+            self.sealed = True
             return
         self.settled = self.fill
         self.control[Control.TAKEN] = self.fill
         self.control[Control.ROWS] = self.fill
-        self.protect()
+        # After a crash of the machine nobody looks at a sealed segment again: all of it must be there before it is one.
+        self.commit()
         self.control[Control.SEALED_NS] = time.time_ns()
-        if self._side is not None:
-            self._side.close()
+        self.sealed = True
         if self.fill < self.capacity * 0.9:
-            shrink(self.path, self.spec, self._columns, self.fill, self._extents[: self.control[Control.EXTENTS]])
+            shrink(self.path, self.spec, self._columns, self.fill, self._extents.entries())
 
 
 def shrink(path: Path, spec: SegmentSpec, columns: dict[tuple[str, str], Array], rows: int, extents: Array) -> None:
@@ -159,8 +184,19 @@ def shrink(path: Path, spec: SegmentSpec, columns: dict[tuple[str, str], Array],
     small = schema.lay_out(msgspec.structs.replace(spec, capacity=max(1, rows)))
     scratch = path.with_name(f".{path.name}.shrinking")
     scratch.unlink(missing_ok=True)
+    # Locked until it has its name: what is not locked may be swept away.
     buffer, lock = _create(scratch, small)
-    os.close(lock)
+    try:
+        _fill(buffer, small, columns, rows, extents)
+        os.replace(scratch, path)
+    finally:
+        os.close(lock)
+
+
+def _fill(
+    buffer: mmap.mmap, small: SegmentSpec, columns: dict[tuple[str, str], Array], rows: int, extents: Array
+) -> None:
+    """Write a sealed segment of just these rows; returns when it is on the disk."""
     for key, array in map_columns(buffer, small).items():
         array[:rows] = columns[key][:rows]
     table = np.frombuffer(buffer, EXTENT, MAX_EXTENTS, small.extents_at)
@@ -170,7 +206,6 @@ def shrink(path: Path, spec: SegmentSpec, columns: dict[tuple[str, str], Array],
     control[Control.EXTENTS] = len(extents)
     control[Control.SEALED_NS] = time.time_ns()
     buffer.flush()
-    os.replace(scratch, path)
 
 
 def boot_id() -> str:

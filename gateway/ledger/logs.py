@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import NamedTuple
 
 from gateway.feedback.event import Event, decode
-from gateway.journal.frames import MAGIC, unpack
+from gateway.journal.frames import MAGIC, resync, unpack
 
 CHUNK_BYTES = 1 << 20
 DAMAGED_AFTER_S = 5.0
 """A frame that is still not whole after so long never will be: its writer writes a frame at once."""
 
-_HEAD_BYTES = 8
-_EVENT_BEGINS = b'{"'
+_EVENT_BEGINS = re.compile(rb'\{"')
 
 
 class Taken(NamedTuple):
@@ -120,11 +120,9 @@ class _Frames:
     def skip(self) -> int:
         """Go on to the next good frame of an event behind a bad one; returns how many bytes that is, 0 if none is."""
         data = os.pread(self._descriptor, self.size - self.position, self.position)
-        at = data.find(_EVENT_BEGINS, 1 + _HEAD_BYTES)
-        while at >= 0:
-            if isinstance(unpack(data, at - _HEAD_BYTES), tuple):
-                self._base, self._data = self.position, data
-                self.position += at - _HEAD_BYTES
-                return at - _HEAD_BYTES
-            at = data.find(_EVENT_BEGINS, at + 1)
-        return 0
+        following = resync(data, 0, _EVENT_BEGINS)
+        if following is None:
+            return 0
+        self._base, self._data = self.position, data
+        self.position += following
+        return following

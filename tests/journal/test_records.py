@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -12,82 +11,13 @@ import numpy as np
 import pytest
 import xxhash
 
-from gateway.errors import HeadgateError, NotReady
-from gateway.inference.admission import Quotas
-from gateway.inference.pipeline import Pipeline
-from gateway.journal import keep, recovery
-from gateway.journal.journal import Journal, JournalSettings
+from gateway.errors import HeadgateError
+from gateway.journal import keep
 from gateway.journal.keep import JournalRule, KeepRule
-from gateway.journal.reader import Locator, Record, Segment, segments
-from gateway.journal.segment import Segment as WrittenSegment
+from gateway.journal.reader import Locator, Segment, segments
 from gateway.models.config import ModelConfig
-from gateway.models.servable import Servable
-from gateway.oip.limits import Limits
-from gateway.telemetry.store import CounterStore
-from gateway.types import Contract, TensorSpec
-from tests.inference.fakes import FakeDoor, FakeSession, servable, table_of
-
-FIXED = Contract((TensorSpec("x", "FP32", (-1, 2)),), (TensorSpec("y", "FP32", (-1, 2)),), batched=True)
-MIXED = Contract(
-    (TensorSpec("x", "FP32", (-1, 2)), TensorSpec("city", "BYTES", (-1, 1))),
-    (TensorSpec("y", "FP32", (-1, 2)),),
-    batched=True,
-)
-FREE = Contract((TensorSpec("x", "FP32", (-1, -1)),), (TensorSpec("y", "FP32", (-1, -1)),), batched=True)
-
-
-def item(name: str, datatype: str, shape: list[int], data: list[Any]) -> dict[str, Any]:
-    return {"name": name, "shape": shape, "datatype": datatype, "data": data}
-
-
-def numbers(*rows: tuple[float, float]) -> dict[str, Any]:
-    return {"inputs": [item("x", "FP32", [len(rows), 2], [value for row in rows for value in row])]}
-
-
-class World:
-    """A pipeline with a journal over one version."""
-
-    def __init__(self, data: Path, version: Servable, **rules: Any) -> None:
-        self.data = data
-        self.dropped: dict[str, int] = {}
-        settings = {"segment_bytes": 1 << 20, "max_age_s": 3600.0, "flush": "process", "required": False}
-        self.journal = Journal(JournalSettings(folder=data / "journal", **(settings | rules)), self._count)
-        self.pipeline = Pipeline(table_of(version), CounterStore(), Limits(), Quotas(), 30.0, 60.0, self.journal)
-        self.door = FakeDoor()
-
-    def _count(self, what: str, number: int) -> None:
-        self.dropped[what] = self.dropped.get(what, 0) + number
-
-    def send(self, document: dict[str, Any], key: str = "", request_id: str = "") -> None:
-        call = self.pipeline.admit(("m", None), self.door, time.monotonic_ns(), request_id, key)
-        self.pipeline.submit(call, json.dumps(document).encode(), None)
-
-    def ids(self) -> list[str]:
-        return [json.loads(body)["parameters"]["prediction_id"] for body in self.door.bodies]
-
-    def records(self) -> list[Record]:
-        found = [Locator(self.data).record(each) for each in self.ids()]
-        return [record for record in found if record is not None]
-
-
-def with_rule(contract: Contract, **rules: KeepRule) -> Servable:
-    version = servable(FakeSession(), contract)
-    version.config = ModelConfig(journal=JournalRule(redaction_version="r1", tensors=rules))
-    return version
-
-
-def after(world: World, *documents: dict[str, Any], **named: Any) -> World:
-    """Send requests in one turn of a loop and wait for their answers."""
-
-    async def main() -> None:
-        for document in documents:
-            world.send(document, **named)
-        async with asyncio.timeout(10):
-            while len(world.door.bodies) + len(world.door.errors) < len(documents):
-                await asyncio.sleep(0)
-
-    asyncio.run(main())
-    return world
+from tests.inference.fakes import FakeSession, servable
+from tests.journal.world import FIXED, FREE, MIXED, World, after, item, numbers, with_rule
 
 
 def test_each_row_of_a_request_has_a_record_of_its_own(tmp_path: Path) -> None:
@@ -236,72 +166,6 @@ def test_the_same_keys_are_sampled_every_time(tmp_path: Path) -> None:
                 kept += np.frombuffer(sample["values"]["b"], "<f4").reshape(sample["values"]["s"])[:, 0].tolist()
     assert len(kept) == 2 * len(set(kept)), "a key was sampled once and not the next time"
     assert 60 < len(set(kept)) < 140
-
-
-def test_a_full_disk_costs_records_that_are_counted_but_no_answers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    world = World(tmp_path, with_rule(FIXED))
-    monkeypatch.setattr("gateway.journal.segment.os.posix_fallocate", _full)
-    after(world, numbers((1, 2)), numbers((3, 4), (5, 6)))
-    assert world.door.errors == []
-    assert world.dropped["dropped"] == 3
-    assert world.dropped["errors"] == 1
-    assert segments(tmp_path / "journal") == []
-
-
-def test_where_records_are_required_a_full_disk_refuses_with_503_until_there_is_room(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    world = World(tmp_path, with_rule(FIXED), required=True)
-    with monkeypatch.context() as full:
-        full.setattr("gateway.journal.segment.os.posix_fallocate", _full)
-        after(world, numbers((1, 2)))
-    (error,) = world.door.errors
-    assert isinstance(error, NotReady)
-    assert (error.status, error.code) == (503, "not-ready")
-    monkeypatch.setattr("gateway.journal.journal.RETRY_S", 0.0)
-    after(world, numbers((1, 2)))
-    assert len(world.records()) == 1
-
-
-def test_with_commit_nothing_is_answered_before_its_record_is_on_the_disk(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    world = World(tmp_path, with_rule(FIXED), flush="commit")
-    answers_at_flush: list[int] = []
-    flush = WrittenSegment.flush
-
-    def watched(self: WrittenSegment) -> None:
-        answers_at_flush.append(len(world.door.bodies))
-        flush(self)
-
-    monkeypatch.setattr("gateway.journal.segment.Segment.flush", watched)
-    after(world, numbers((1, 2)), numbers((3, 4)))
-    assert len(world.door.bodies) == 2
-    assert answers_at_flush == [0], "one flush serves all that wait, before the first of them is answered"
-
-
-def test_after_a_crash_of_the_machine_only_what_has_a_checksum_is_trusted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("gateway.journal.journal.boot_id", lambda: "an earlier boot")
-    world = after(World(tmp_path, with_rule(FIXED)), *[numbers((value, 0)) for value in range(5)])
-    (path,) = segments(tmp_path / "journal")
-    (segment,) = next(iter(world.journal._recorders.values())).segments()
-    segment.settle()
-    segment.protect()
-    before = world.ids()
-    after(world, numbers((5, 0)))
-    found = recovery.recover_one(path)
-    assert (found.rows, found.cut, found.damage) == (5, 1, [])
-    locator = Locator(tmp_path)
-    assert [locator.record(each).inputs["x"][0] for each in before] == [0, 1, 2, 3, 4]
-    assert locator.record(world.ids()[-1]) is None
-
-
-def _full(*_: Any) -> None:
-    raise OSError(28, "No space left on device")
 
 
 def test_a_refused_request_is_a_record_with_its_reason(tmp_path: Path) -> None:

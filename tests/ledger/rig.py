@@ -112,7 +112,7 @@ def write(
     if city:
         frame["inputs"] = {"city": list(city)}
     if len(frame) > 2:
-        segment.side_at[at] = segment.append_frames(frame)
+        segment.side_at[at] = segment.append_frame(frame)
     segment.status[at] = status
     segment.settle()
     return str(ids.PredictionId(segment.spec.prefix, start))
