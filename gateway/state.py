@@ -28,7 +28,7 @@ from gateway.telemetry.store import CounterStore, Snapshot
 if TYPE_CHECKING:
     from gateway.http.head import Head
 
-JOURNAL_COUNTS = ("dropped", "errors", "segments-recovered", "cut", "damaged")
+JOURNAL_COUNTS = ("dropped", "errors", "segments-recovered", "torn", "cut", "damaged")
 """What is counted of the journal beside its records."""
 
 access = logging.getLogger("headgate.access")

@@ -13,7 +13,7 @@ import numpy as np
 
 from gateway.journal.frames import Torn, scan
 from gateway.journal.reader import Damaged, Segment, segments, tensors
-from gateway.journal.schema import SIDE_SUFFIX, Form, SegmentSpec
+from gateway.journal.schema import FRAME_BEGINS, SIDE_SUFFIX, Form, SegmentSpec
 from monitors.types import Array, Columns
 
 BATCH_ROWS = 65_536
@@ -52,9 +52,9 @@ def beside(segment: Segment, names: list[str], start: int, stop: int, first: int
     with segment.path.with_suffix(SIDE_SUFFIX).open("rb") as file:
         # Mapped and not read: only the frames of these rows are looked at, however many follow them.
         data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    for item in scan(data, first):
+    for item in scan(data, first, FRAME_BEGINS):
         if isinstance(item, Torn):
-            break
+            continue
         frame = msgspec.msgpack.decode(item.payload)
         row = frame.get("row")
         if row is None:

@@ -67,12 +67,13 @@ class Chores:
 def recover_journal(folder: Path, count: Count) -> None:
     """Seal what dead workers left, and say what it was."""
     for found in recover(folder):
-        facts = {"segment": found.name, "rows": found.rows, "unanswered": found.unanswered, "cut": found.cut}
+        facts: dict[str, object] = found._asdict() | {"damage": found.damage[:8]}
+        facts["segment"] = facts.pop("name")
         if found.damage or found.cut:
-            facts |= {"damage": found.damage[:8], "torn_bytes": found.torn_bytes}
             log.error("journal damaged", extra={"event": "journal-damaged", **facts})
         else:
             log.warning("journal recovered", extra={"event": "journal-recovered", **facts})
         count("segments-recovered", 1)
+        count("torn", int(found.torn_bytes > 0))
         count("cut", found.cut)
         count("damaged", len(found.damage))

@@ -32,15 +32,22 @@ SUFFIX = ".parquet"
 INDEXED = ("time_ns", "key", "span", "status")
 """The columns that are left of an archived segment."""
 
+MAX_DAMAGE = 8
+"""Places of damage that a file tells of."""
+
 _CODED = ("row", "span", "batch", "route", "status", "whole", "code", "message")
 
 
 class Archived(NamedTuple):
-    """A file of the archive: `rows` include the requests that were refused without a prediction id."""
+    """A file of the archive: `rows` include the requests that were refused without a prediction id.
+
+    `damage`: what in words is missing of them, because it could not be read.
+    """
 
     path: Path
     rows: int
     size: int
+    damage: tuple[str, ...] = ()
 
 
 class Place(NamedTuple):
@@ -90,22 +97,24 @@ def find(folder: Path, prefix: str) -> Path | None:
 def write(segment: Segment, folder: Path) -> Archived:
     """Archive a sealed segment: returns when its file is complete, compared with it, and on the disk.
 
-    Raises Damaged where the segment is, or where what was written is not what was read; OSError.
+    Rows whose frame is damaged are there with what else they have, and say so in `extra`.
+    Raises Damaged where its columns are, or where what was written is not what was read; OSError.
     """
     spec = segment.spec
-    if wrong := segment.verify():
+    if wrong := segment.verify_rows():
         raise Damaged(f"segment {segment.path.name}: {'; '.join(wrong[:3])}")
+    damage = tuple(each.words for each in segment.bad_frames()[:MAX_DAMAGE])
     target = path_of(folder, spec.model, spec.version, spec.prefix)
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = target.with_name(f".{target.name}.writing")
     try:
-        rows = _write(scratch, schema_of(spec), batches(segment))
+        rows = _write(scratch, schema_of(spec, damage), batches(segment))
         _compare(scratch, segment)
         _write_index(segment, index_of(folder, spec.prefix))
         _publish(scratch, target)
     finally:
         scratch.unlink(missing_ok=True)
-    return Archived(target, rows, target.stat().st_size)
+    return Archived(target, rows, target.stat().st_size, damage)
 
 
 def strip(path: Path) -> Archived:

@@ -71,6 +71,7 @@ class _Piece:
         if (beside := self.meta["side"] > 0).any():
             offsets = np.unique(self.meta["side"][beside & written]).tolist()
         self.frames = {offset: frame for offset in offsets if "row" in (frame := side.frame(offset))}
+        self.lost = [offset for offset in offsets if offset not in self.frames]
         self.counts = written.astype(np.int64)
         self.whole: set[int] = set()
         self.loose = np.flatnonzero(written & (self.meta["form"] == Form.FRAME))
@@ -117,6 +118,7 @@ class _Piece:
             found["status"] = pa.array(self.take(self.segment.column("status")).astype(np.int16))
         found["whole"] = pa.array(np.isin(self.at, list(self.whole)) if self.whole else np.zeros(total, np.bool_))
         self.extra: dict[int, dict[str, Any]] = {}
+        self._mark_lost()
         self._texts(found)
         for tensor in tensors:
             if tensor.keep.startswith("digest"):
@@ -145,6 +147,12 @@ class _Piece:
         rows = np.arange(int(frame["n"]))
         own = (self.meta["side"][index : index + len(rows)] == offset) & (self.counts[index : index + len(rows)] > 0)
         return rows[: len(own)][own], self.begin[index : index + len(rows)][own]
+
+    def _mark_lost(self) -> None:
+        """Say of rows whose frame is damaged that something of them is missing."""
+        for index in np.flatnonzero(np.isin(self.meta["side"], self.lost) & (self.counts > 0)).tolist():
+            for at in range(self.begin[index], self.begin[index] + self.counts[index]):
+                self.extra[int(at)] = {"damaged": True}
 
     def _texts(self, found: dict[str, pa.Array]) -> None:
         """Codes and the names that clients gave; and whatever else a frame holds."""

@@ -55,11 +55,12 @@ _HEX = np.frombuffer(b"0123456789abcdef", np.uint8)
 
 
 class Source(msgspec.Struct, frozen=True):
-    """Where the rows of a table come from. `bare`: their inputs have been taken away."""
+    """Where the rows of a table come from. `bare`: their inputs have been taken away. `damage`: what was missing."""
 
     segment: SegmentSpec
     format: int = FORMAT
     bare: bool = False
+    damage: tuple[str, ...] = ()
 
 
 class Tensor(NamedTuple):
@@ -114,8 +115,8 @@ def fields_of(tensor: Tensor) -> list[str]:
     return [tensor.field] if tensor.fixed else [tensor.field, f"shape_{tensor.field}"]
 
 
-def schema_of(spec: SegmentSpec) -> pa.Schema:
-    """The schema of a segment's rows."""
+def schema_of(spec: SegmentSpec, damage: tuple[str, ...] = ()) -> pa.Schema:
+    """The schema of a segment's rows; `damage`: what in words is missing of them."""
     fields = list(FIELDS)
     for tensor in tensors_of(spec):
         if tensor.keep.startswith("digest"):
@@ -123,7 +124,7 @@ def schema_of(spec: SegmentSpec) -> pa.Schema:
         else:
             types = [tensor.type, pa.list_(pa.int32())]
         fields += [pa.field(name, type_) for name, type_ in zip(fields_of(tensor), types, strict=False)]
-    return pa.schema(fields, {METADATA: msgspec.json.encode(Source(spec))})
+    return pa.schema(fields, {METADATA: msgspec.json.encode(Source(spec, damage=damage))})
 
 
 def source_of(schema: pa.Schema) -> Source:

@@ -92,7 +92,8 @@ class Keeper:
         try:
             match action.verb:
                 case Verb.ARCHIVE:
-                    archive.write(Segment.open(path), self._archive)
+                    if damage := archive.write(Segment.open(path), self._archive).damage:
+                        self._trouble(facts, f"segment {file.prefix}: {'; '.join(damage[:3])}", troubles)
                 case Verb.STRIP:
                     archive.strip(path)
                 case Verb.DELETE if file.kind != Kind.SEGMENT:
@@ -156,10 +157,12 @@ class Keeper:
             return known[place.path][1]
         beside = _size(archive.index_of(self._archive, place.prefix))
         kind, inputs = Kind.BARE, 0
-        if not source_of(archive.read_schema(place.path)).bare:
+        source = source_of(archive.read_schema(place.path))
+        if not source.bare:
             kind, inputs = Kind.FULL, _input_bytes(pq.read_metadata(place.path))
         size = status.st_size + beside
         file = File(place.prefix, kind, size, archive.opened_ns(place.prefix), size - inputs)
+        file = file._replace(damaged=bool(source.damage))
         self._known[place.path] = (stamp, file)
         return file
 

@@ -6,7 +6,7 @@ rows without. What outgrows the first passes into the second, the oldest first; 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -40,7 +40,7 @@ class File(NamedTuple):
     """One file, with what lies beside it. `bare_size`: of a FULL one without its inputs. Times are Unix nanoseconds.
 
     Of a SEGMENT: `sealed`: nothing is written to it any more; `damaged`: it cannot be archived; `is_read`: all who
-    read segments have read it.
+    read segments have read it. Of the archive: `damaged`: not all that the segment should have had could be read.
     """
 
     prefix: str
@@ -74,7 +74,7 @@ class Action(NamedTuple):
 def decide(files: Iterable[File], rules: Rules, now_ns: int) -> list[Action]:
     """What is to be done, in this order. Doing it and asking again comes to an end: each action leaves less to do."""
     ordered = sorted(files, key=lambda each: (each.opened_ns, each.prefix))
-    archived = {each.prefix for each in ordered if each.kind != Kind.SEGMENT}
+    archived = {each.prefix: each for each in ordered if each.kind != Kind.SEGMENT}
     actions: list[Action] = []
     left: list[File] = []
     for file in ordered:
@@ -97,7 +97,7 @@ def decide(files: Iterable[File], rules: Rules, now_ns: int) -> list[Action]:
     return actions
 
 
-def _by_age(file: File, rules: Rules, archived: set[str], now_ns: int) -> Action | None:
+def _by_age(file: File, rules: Rules, archived: Mapping[str, File], now_ns: int) -> Action | None:
     age_ns = now_ns - file.opened_ns
     if file.kind == Kind.SEGMENT:
         if not file.sealed or age_ns <= rules.inputs_age_ns:
@@ -114,17 +114,19 @@ def _by_age(file: File, rules: Rules, archived: set[str], now_ns: int) -> Action
     return None
 
 
-def _by_state(file: File, rules: Rules, archived: set[str]) -> Action | None:
+def _by_state(file: File, rules: Rules, archived: Mapping[str, File]) -> Action | None:
     if file.kind != Kind.SEGMENT or not file.sealed:
         return None
-    if file.prefix in archived:
-        return Action(Verb.RELEASE, file, "it is archived and was read") if file.is_read else None
+    if (there := archived.get(file.prefix)) is not None:
+        # What the archive has not got whole stays for who can make more of it.
+        done = file.is_read and not there.damaged
+        return Action(Verb.RELEASE, file, "it is archived and was read") if done else None
     if rules.archive and not file.damaged:
         return Action(Verb.ARCHIVE, file, "it is sealed")
     return None
 
 
-def _squeeze(left: Sequence[File], rules: Rules, archived: set[str]) -> tuple[list[Action], list[File]]:
+def _squeeze(left: Sequence[File], rules: Rules, archived: Mapping[str, File]) -> tuple[list[Action], list[File]]:
     """Bring the class of rows with inputs into its space: first what is there twice, then the oldest."""
     over = sum(file.size for file in left if file.kind != Kind.BARE) - rules.disk_bytes
     actions: list[Action] = []

@@ -88,16 +88,21 @@ def _journal(counters: Snapshot) -> Iterator[Metric]:
     lost = CounterMetricFamily(
         "headgate_journal_lost",
         "Records that are not in the journal: dropped (no room on the disk), cut (torn by a crash of the machine), "
-        "damaged (stretches that do not fit their checksums).",
+        "damaged (stretches of rows or frames that do not fit their checksums).",
         labels=["reason"],
     )
     errors = CounterMetricFamily("headgate_journal_errors", "Failed writes of the journal.")
     recovered = CounterMetricFamily("headgate_journal_segments_recovered", "Segments of workers that died.")
+    torn = CounterMetricFamily(
+        "headgate_journal_torn",
+        "Files of frames whose end a crash tore off. What a killed process was writing had not been answered.",
+    )
     for reason in ("dropped", "cut", "damaged"):
         lost.add_metric([reason], counters.named.get(("journal", reason), 0))
     errors.add_metric([], counters.named.get(("journal", "errors"), 0))
     recovered.add_metric([], counters.named.get(("journal", "segments-recovered"), 0))
-    yield from (lost, errors, recovered)
+    torn.add_metric([], counters.named.get(("journal", "torn"), 0))
+    yield from (lost, errors, recovered, torn)
 
 
 def _feedback(counters: Snapshot) -> Iterator[Metric]:

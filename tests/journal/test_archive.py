@@ -121,13 +121,13 @@ def test_numbers_keep_every_bit_also_nan_and_negative_zero(tmp_path: Path) -> No
     gateway = Gateway(tmp_path, with_rules(PLAIN))
     gateway.send([[document(x=np.ones((2, 3), np.float32))]])
     (segment,) = gateway.close()
-    # Not every NaN can be sent as JSON: the values are put in their place, and the checksum with them.
+    # Not every NaN can be sent as JSON: the values are put in their place, and the checksums are taken away.
     path = segment.path
     data = bytearray(path.read_bytes())
     at = next(column.offset for column in segment.spec.columns if column.group == "input")
     data[at : at + values.nbytes] = values.tobytes()
-    control = segment.spec.control_at + 16
-    data[control : control + 8] = bytes(8)
+    for begin, size in ((segment.spec.control_at + 16, 8), (segment.spec.extents_at, 64)):
+        data[begin : begin + size] = bytes(size)
     path.write_bytes(data)
     locator = moved(tmp_path, [Segment.open(path)])
     found = [locator.record(f"{gateway.ids[0]}#{part}") for part in (0, 1)]
