@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -134,10 +135,12 @@ def check_row(post: Post, target: Target) -> None:
         raise InvalidFeedback(f"{where}: there is no row {post.row}", field="row")
 
 
-def undeclared(name: str, model: str) -> InvalidFeedback:
-    """The error for a name that a model, or (empty) no model at all, declares."""
+def undeclared(name: str, model: str, declared: Iterable[str] = ()) -> InvalidFeedback:
+    """The error for a name that a model, or (empty) no model at all, declares; `declared` are those that it does."""
     whose = f"model {quote(model)} declares no" if model else "no model declares a"
-    return InvalidFeedback(f"{whose} feedback named {quote(name)}", field="name")
+    others = ", ".join(map(repr, sorted(declared)))
+    said = f"{whose} feedback named {quote(name)}" + (f"; it declares {others}" if others else "")
+    return InvalidFeedback(said, field="name")
 
 
 def tombstone(feedback_id: str, received_ns: int, actor: str = "") -> Event:

@@ -103,6 +103,12 @@ class Feedback:
         """Keep the answer that came through a link."""
         return (await self._submit([lambda now_ns: self._vote(link, value, now_ns)]))[0]
 
+    async def check_declared(self, model: str, name: str) -> None:
+        """Raises InvalidFeedback unless a model declares a name, NotReady where that cannot be read."""
+        declared = await self._committer.call(lambda: self._declarations.of(model))
+        if name not in declared:
+            raise intake.undeclared(name, model, declared)
+
     async def make_link(self, wish: LinkWish) -> tuple[str, Link]:
         """A link and its token. Raises InvalidFeedback, NotReady, OSError."""
         return await self._committer.call(lambda: self._make_link(wish))

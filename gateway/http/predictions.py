@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +30,7 @@ MAX_ROWS = 100
 MAX_ELEMENTS = 4096
 """A tensor with more elements is shown by its shape."""
 
-_DIRECT = {"reason": "direct", "arm": "stable", "propensity": 1.0, "sample_rate": 1.0}
+_DIRECT = {"reason": "direct", "arm": "stable", "propensity": 1.0}
 """What a record means that names no route: the client, or the default version, decided."""
 
 
@@ -66,11 +67,12 @@ def _document(name: ids.PredictionId, data: Path, state: State) -> dict[str, Any
         document = record(name, data)
     except UnknownPrediction as error:
         try:
-            waiting = len(_ledger(state).prediction(base)["feedback"])
+            states = Counter(row["state"] for row in _ledger(state).prediction(base)["feedback"])
         except HeadgateError:
-            waiting = 0
-        if waiting:
-            error.message += f"; {waiting} feedback event{'s' if waiting > 1 else ''} about it kept"
+            states = Counter()
+        if states:
+            told = ", ".join(f"{count} {name}" for name, count in sorted(states.items()))
+            error.message += f"; feedback about it is kept: {told}"
         raise
     return document | _said(base, name.part, state)
 
@@ -118,7 +120,11 @@ def _record(record: Record, prediction_id: str, span: int, where: str) -> dict[s
         "batch_rows": meta["batch"],
         "route": _route(record),
         "kept_in": where,
+        "kept": record.spec.kept,
+        "redaction_version": record.spec.redaction_version or None,
     }
+    if frame.get("damaged"):
+        document["damaged"] = True
     if "code" in frame:
         document["code"] = frame["code"]
     row = ids.parse(prediction_id)
@@ -130,7 +136,7 @@ def _record(record: Record, prediction_id: str, span: int, where: str) -> dict[s
 
 def _route(record: Record) -> dict[str, Any]:
     """Where a request was routed, and why. Routes other than the direct one stand in the record's frame."""
-    route: dict[str, Any] = _DIRECT | record.frame.get("route", {})
+    route: dict[str, Any] = _DIRECT | {"sample_rate": record.spec.sample_rate} | record.frame.get("route", {})
     if record.meta["key"]:
         route["key_hash"] = f"{record.meta['key'] & (1 << 64) - 1:016x}"
     return route

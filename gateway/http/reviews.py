@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -23,7 +23,7 @@ from gateway.http import predictions
 from gateway.http.messages import json_response, read_document
 from gateway.http.predictions import utc
 from gateway.journal import ids
-from gateway.journal.reader import Damaged, Segment, segments
+from gateway.journal.reader import INDEX_FOLDER, Damaged, Segment, segments
 from gateway.ledger import reviews
 from gateway.ledger.agreement import Agreement
 from gateway.ledger.choosing import Chosen, choose
@@ -98,11 +98,12 @@ class Desk:
             raise NotReady("the review queue cannot be used now") from None
 
     async def fill(self, request: Request) -> Response:
-        """``POST /v1/reviews``: put predictions of the journal into the queue."""
+        """``POST /v1/reviews``: put predictions into the queue. 422: the model does not declare the name."""
         wish = await _read(request, Wish)
         since_ns = time_of(wish.since, "since") if wish.since else 0
-        journal = gateway_of(request).settings.data / "journal"
-        chosen, scanned = await asyncio.to_thread(_choose, journal, wish, since_ns)
+        gateway = gateway_of(request)
+        await gateway.feedback.check_declared(wish.model, wish.name)
+        chosen, scanned = await asyncio.to_thread(_choose, gateway.settings.data, wish, since_ns)
         added = await self._do(
             lambda writer: reviews.add(
                 writer.connection, wish.model, wish.name, wish.strategy, chosen, wish.reviewers, writer.clock.now_ns()
@@ -185,14 +186,19 @@ class Desk:
         return json_response({"feedback_id": outcome.feedback_id, "status": outcome.status}, 201)
 
 
-def _choose(journal: Path, wish: Wish, since_ns: int) -> tuple[list[Chosen], int]:
-    mine = _segments(journal, wish.model)
+def _choose(data: Path, wish: Wish, since_ns: int) -> tuple[list[Chosen], int]:
+    folders = [data / "journal"]
+    if wish.strategy == "sampled":
+        # What is left of archived segments is enough for a fair sample; it has no outputs.
+        folders.append(data / "archive" / INDEX_FOLDER)
+    mine = _segments(folders, wish.model)
     return choose(mine, wish.strategy, wish.count, output=wish.output, version=wish.version, since_ns=since_ns)
 
 
-def _segments(journal: Path, model: str) -> Iterator[Segment]:
-    """The readable segments of a model, the newest first."""
-    for path in reversed(segments(journal)):
+def _segments(folders: Iterable[Path], model: str) -> Iterator[Segment]:
+    """The readable segments of a model, the newest first; of one that is in several folders that of the first."""
+    found = {path.name: path for folder in reversed([*folders]) for path in segments(folder)}
+    for _, path in sorted(found.items(), reverse=True):
         try:
             segment = Segment.open(path)
         except (Damaged, OSError):

@@ -35,7 +35,7 @@ INDEXED = ("time_ns", "key", "span", "status")
 MAX_DAMAGE = 8
 """Places of damage that a file tells of."""
 
-_CODED = ("row", "span", "batch", "route", "status", "whole", "code", "message")
+_CODED = ("row", "span", "batch", "route", "sample_rate", "redaction_version", "status", "whole", "code", "message")
 
 
 class Archived(NamedTuple):

@@ -114,6 +114,10 @@ class _Piece:
             found["key"] = pa.array(key, mask=key == 0)
         for name in wanted & {"batch", "route"}:
             found[name] = pa.array(self.take(self.segment.column(name)).astype(np.int32))
+        if "sample_rate" in wanted:
+            found["sample_rate"] = pa.array(np.full(total, self.segment.spec.sample_rate))
+        if "redaction_version" in wanted:
+            found["redaction_version"] = pa.array([self.segment.spec.redaction_version] * total, pa.string())
         if "status" in wanted:
             found["status"] = pa.array(self.take(self.segment.column("status")).astype(np.int16))
         found["whole"] = pa.array(np.isin(self.at, list(self.whole)) if self.whole else np.zeros(total, np.bool_))

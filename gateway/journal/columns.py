@@ -37,6 +37,8 @@ FIELDS = pa.schema(
         ("key", pa.uint64()),
         ("batch", pa.int32()),
         ("route", pa.int32()),
+        ("sample_rate", pa.float64()),
+        ("redaction_version", pa.string()),
         ("status", pa.int16()),
         ("whole", pa.bool_()),
         ("code", pa.string()),
@@ -48,7 +50,8 @@ FIELDS = pa.schema(
     ]
 )
 """prediction_id: null for a request that was refused before it had one. row: of the request; span: rows of the request.
-key: null where the client gave none. whole: the values are those of all rows of the request, whose axis 0 is no batch.
+key: null where the client gave none. sample_rate, redaction_version: of the rules by which the row was kept.
+whole: the values are those of all rows of the request, whose axis 0 is no batch.
 code, message: of a refusal. request_id, id, trace: what the client called it. The others are as in schema.META."""
 
 _HEX = np.frombuffer(b"0123456789abcdef", np.uint8)

@@ -32,12 +32,16 @@ class Damaged(ValueError):
 
 
 class Record(NamedTuple):
-    """One row: `meta` as the columns of schema.META say, `inputs` and `outputs` by name (row values, or None)."""
+    """One row: `meta` as the columns of schema.META say, `inputs` and `outputs` by name (row values, or None).
+
+    `spec` is that of its segment, with the rules by which it was kept.
+    """
 
     prediction_id: str
     model: str
     version: int
     digest: str
+    spec: SegmentSpec
     meta: dict[str, int]
     inputs: dict[str, Any]
     outputs: dict[str, Any]
@@ -181,7 +185,7 @@ class Segment:
                     values[name] = value[index]
         spec = self.spec
         name = str(ids.PredictionId(spec.prefix, row, part))
-        return Record(name, spec.model, spec.version, spec.digest, meta, inputs, outputs, frame)
+        return Record(name, spec.model, spec.version, spec.digest, spec, meta, inputs, outputs, frame)
 
 
 class Side:

@@ -68,7 +68,7 @@ def record(batch: pa.RecordBatch, part: int | None) -> Record | None:
     if any(called):
         frame["notes"] = [[frame["row"], *called]]
     full = prediction_id if part is None else f"{prediction_id}#{part}"
-    return Record(full, spec.model, spec.version, spec.digest, meta, values["input"], values["output"], frame)
+    return Record(full, spec.model, spec.version, spec.digest, spec, meta, values["input"], values["output"], frame)
 
 
 def _extra(batch: pa.RecordBatch) -> dict[str, Any]:

@@ -118,6 +118,12 @@ class SegmentSpec(msgspec.Struct, frozen=True):
     kept: dict[str, str] = {}
     redaction_version: str = ""
 
+    @property
+    def sample_rate(self) -> float:
+        """The share of clients' keys whose rows are kept with all that is ever kept of one: 1 unless a rule samples."""
+        rates = [float(words.split()[1]) for words in self.kept.values() if words.startswith("sampled ")]
+        return min(rates, default=1.0)
+
     def group(self, group: str) -> tuple[Column, ...]:
         """The columns of one group, in their order."""
         return tuple(column for column in self.columns if column.group == group)

@@ -9,11 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pandas as pd
 import pytest
 
 from gateway import app as application
+from gateway.journal import archive
+from gateway.journal.keep import JournalRule, KeepRule
 from gateway.ledger.dialect import FILE
+from gateway.models.config import ModelConfig
 from tests.http.rig import Rig as Server
+from tests.inference.fakes import ECHO, servable
+from tests.journal.rig import Gateway, normal
+from tests.journal.rig import document as inputs
 from tests.ledger.rig import DAY, SECOND, START, Rig, open_segment, write
 
 
@@ -58,6 +65,28 @@ def test_a_prediction_is_shown_with_its_record_its_route_and_its_labels(rig: Rig
     assert [(label["row"], label["value"]) for label in shown["labels"]] == [(0, False), (1, True)]
     assert {event["state"] for event in shown["feedback"]} == {"matched"}
     assert [event["rationale"] for event in shown["feedback"] if event["row"] == 1] == ["seen at the gate"]
+
+
+def test_the_rules_by_which_it_was_kept_are_shown_wherever_it_is_kept(tmp_path: Path) -> None:
+    """An input of which a quarter is kept: in the reply, in the archive's columns, and in what its reply says."""
+    version = servable(contract=ECHO)
+    rule = JournalRule(redaction_version="2026-11", tensors={"x": KeepRule("sampled", rate=0.25)})
+    version.config = ModelConfig(journal=rule)
+    gateway = Gateway(tmp_path, version)
+    gateway.send([[inputs(x=normal(8, 2))]])
+    (segment,) = gateway.close()
+    for where in ("segment", "archive"):
+        shown = document(tmp_path, gateway.ids[0])
+        assert shown["kept_in"] == where
+        assert shown["route"]["sample_rate"] == 0.25
+        assert shown["redaction_version"] == "2026-11"
+        assert shown["kept"] == {"x": "sampled 0.25", "y": "full"}
+        if where == "segment":
+            archive.write(segment, tmp_path / "archive")
+            segment.path.unlink()
+    table = pd.read_parquet(tmp_path / "archive")
+    assert set(table["sample_rate"]) == {0.25}
+    assert set(table["redaction_version"]) == {"2026-11"}
 
 
 def test_one_row_of_a_request_is_shown_with_its_own_labels(rig: Rig) -> None:
@@ -124,7 +153,11 @@ def test_an_id_that_is_not_kept_is_told_from_one_that_cannot_be(rig: Rig) -> Non
     rig.step()
     reply = get(rig.data, unknown)
     assert (reply.status_code, reply.json()["code"]) == (404, "unknown-prediction")
-    assert reply.json()["error"] == f"no prediction {unknown} is kept here; 1 feedback event about it kept"
+    assert reply.json()["error"] == f"no prediction {unknown} is kept here; feedback about it is kept: 1 pending"
+    rig.clock.sleep(31 * 86400)
+    rig.put(False, prediction_id=unknown)
+    rig.step()
+    assert get(rig.data, unknown).json()["error"].endswith("; feedback about it is kept: 1 orphan, 1 pending")
     reply = get(rig.data, "order-17")
     assert (reply.status_code, reply.json()["field"]) == (400, "prediction_id")
 

@@ -19,6 +19,7 @@ from gateway import app as application
 from gateway import state
 from gateway.errors import InvalidRequest
 from gateway.http.reviews import Desk
+from gateway.journal import archive
 from gateway.journal.reader import Segment, segments
 from gateway.ledger.agreement import cohen, fleiss, pairwise
 from gateway.ledger.choosing import choose
@@ -218,6 +219,31 @@ def test_an_answer_that_was_kept_counts_although_nobody_came_to_mark_the_review(
 def test_a_wrong_wish_is_told_what_is_wrong(queue: Queue, method: str, path: str, body: Any, field: str | None) -> None:
     reply = queue.ask(method, path, body)
     assert (reply.status_code, reply.json().get("field")) == (400, field), reply.text
+
+
+def test_a_name_that_the_model_does_not_declare_is_refused_with_those_that_it_does(rig: Rig, queue: Queue) -> None:
+    predict(rig, 0.5)
+    reply = queue.ask("POST", "/v1/reviews", {"model": "flights", "name": "lat"})
+    assert (reply.status_code, reply.json()["field"]) == (422, "name")
+    assert reply.json()["error"] == "model 'flights' declares no feedback named 'lat'; it declares 'late'"
+    assert queue.ask("POST", "/v1/reviews", {"model": "nobody", "name": "late"}).status_code == 422
+    assert queue.shown()["reviews"] == []
+
+
+def test_a_sample_is_also_of_predictions_that_are_archived(rig: Rig, queue: Queue) -> None:
+    segment = open_segment(rig.data, capacity=4)
+    archived = [write(segment, rig.clock.time_ns - DAY, probability=[0.5], city=["Rom"]) for _ in range(3)]
+    segment.finish()
+    archive.write(Segment.open(segment.path), rig.data / "archive")
+    assert queue.fill(count=10)["scanned"] == 3
+    segment.path.unlink()
+    segment.path.with_suffix(".side").unlink()
+    present = predict(rig, 0.5)
+    assert queue.fill(count=10) == {"added": 1, "chosen": 4, "scanned": 4}
+    assert queue.fill(strategy="low-confidence")["scanned"] == 1
+    claims = [queue.claim(f"reviewer {number}") for number in range(4)]
+    assert {claim["prediction"]["prediction_id"] for claim in claims} == {*archived, *present}
+    assert sorted(claim["prediction"]["kept_in"] for claim in claims) == ["archive"] * 3 + ["segment"]
 
 
 # --- choosing ---
