@@ -147,7 +147,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=5.0, help="of each run (default: 5)")
     parser.add_argument("--rounds", type=int, default=3, help="runs, of which the median counts (default: 3)")
+    parser.add_argument(
+        "--quick", action="store_true", help="one run of a second: whether it works, not how fast it is"
+    )
     args = parser.parse_args(arguments)
+    if args.quick:
+        args.seconds, args.rounds = 1.0, 1
     if not wrk.installed():
         print("wrk is not installed", file=sys.stderr)
         return 2

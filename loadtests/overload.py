@@ -251,7 +251,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m loadtests.overload", description=__doc__)
     parser.add_argument("--seconds", type=float, default=10.0, help="length of the overload")
     parser.add_argument("--times", type=float, default=5.0, help="how many times the best rate is asked for")
+    parser.add_argument("--quick", action="store_true", help="3 s of it: whether it works, not how fast it is")
     args = parser.parse_args()
+    if args.quick:
+        args.seconds = 3.0
     cores = choose_cores()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)

@@ -57,10 +57,10 @@ class Result:
             return "FAILED"
         if self.ratio is None:
             return "skipped"
-        if self.case.hold is None or self.case.reach is None:
+        if self.case.hold is None:
             return ""
         sign = -1 if self.case.less_is_better else 1
-        if sign * self.ratio >= sign * self.case.reach:
+        if self.case.reach is not None and sign * self.ratio >= sign * self.case.reach:
             return "reached"
         return "held" if sign * self.ratio >= sign * self.case.hold else "below"
 

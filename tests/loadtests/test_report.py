@@ -11,6 +11,9 @@ from loadtests.report import Result, Sample
 RATE = Case("r", "tiny", "json", 64, hold=1.6, reach=2.0)
 LATENCY = Case("l", "tiny", "json", 1, measure="p50", hold=1.25, reach=1.0)
 
+HELD = Case("d", "tiny", "json", 64, "unjournaled", hold=0.97)
+"""A row with a number to hold and none to reach."""
+
 
 def result(case: Case, ours: list[float], theirs: list[float]) -> Result:
     return Result(case, tuple(map(Sample, ours)), tuple(map(Sample, theirs)))
@@ -34,6 +37,10 @@ def test_the_ratio_is_the_median_of_the_rounds_ratios_and_not_the_ratio_of_media
         (LATENCY, 1.01, "held"),
         (LATENCY, 1.25, "held"),
         (LATENCY, 1.26, "below"),
+        (HELD, 5.0, "held"),
+        (HELD, 0.97, "held"),
+        (HELD, 0.96, "below"),
+        (Case("h", "tiny", "json", 1, measure="p50", hold=1.05), 1.06, "below"),
         (Case("i", "tiny", "json", 64), 0.1, ""),
     ],
 )
