@@ -176,6 +176,9 @@ class Recorder:
         now = time.monotonic()
         for lane, segment in enumerate(self._segments):
             block = self._windows[lane]
+            if segment is None and block is not None:
+                # It is in memory alone. For the next one the disk may have room again.
+                block.full = True
             if segment is None or (block is not None and block.held):
                 continue
             if now - segment.opened >= older_than_s or segment.used >= 1:

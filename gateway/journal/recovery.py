@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import mmap
 import os
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -12,8 +14,8 @@ import numpy as np
 from gateway.journal.extents import Extent, checksum
 from gateway.journal.frames import MAGIC, Torn
 from gateway.journal.reader import Damaged, Segment, segments
-from gateway.journal.schema import EXTENT
-from gateway.journal.segment import boot_id, is_orphan, shrink
+from gateway.journal.schema import EXTENT, Control, SegmentSpec
+from gateway.journal.segment import boot_id, is_orphan, map_columns, shrink
 from gateway.types import Array
 
 DAMAGED_SUFFIX = ".damaged"
@@ -64,6 +66,8 @@ def recover_one(path: Path) -> Recovered:
     checksum stays as it is.
     """
     segment = Segment.open(path)
+    with path.open("r+b") as file:
+        old = mmap.mmap(file.fileno(), segment.spec.size)
     written = segment.column("status") > 0
     known, problem = segment.checksums()
     torn, bad = _split(segment.bad_frames(), _size(segment.side_path))
@@ -92,10 +96,19 @@ def recover_one(path: Path) -> Recovered:
     else:
         columns = segment.columns | {("meta", "status"): np.where(good, segment.column("status"), 0)}
         shrink(path, segment.spec, columns, rows, _table(known, cut, list(columns.values()), rows))
+    _tell(old, segment.spec, good, rows)
     lost = int(np.count_nonzero(written & cut))
     answered = int(np.count_nonzero(good))
     unanswered = rows - answered - int(np.count_nonzero((written & cut)[:rows]))
     return Recovered(path.name, answered, unanswered, lost, torn.lost, damage)
+
+
+def _tell(old: mmap.mmap, spec: SegmentSpec, good: Array, rows: int) -> None:
+    """Have those who hold the old file see what it has come to: monitors read on where they are."""
+    map_columns(old, spec)["meta", "status"][~good] = 0
+    control: Array = np.frombuffer(old, "<i8", len(Control), spec.control_at)
+    control[Control.ROWS] = control[Control.TAKEN] = rows
+    control[Control.SEALED_NS] = time.time_ns()
 
 
 def _split(bad: list[Torn], size: int) -> tuple[Torn, list[Torn]]:

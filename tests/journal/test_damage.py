@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from gateway.journal.frames import MAGIC, Frame, scan
 from gateway.journal.keeper import Keeper
 from gateway.journal.reader import Damaged, Locator, Segment, segments
 from gateway.journal.recovery import Recovered
+from gateway.journal.schema import Control
 from gateway.settings import Settings
 from tests.journal.world import FIXED, MIXED, World, after, item, numbers, with_rule
 
@@ -108,6 +110,28 @@ def test_a_torn_end_is_cut_told_and_counted(left: Left) -> None:
     assert left.side.stat().st_size == size
     assert left.cities() == CITIES
     assert Segment.open(left.path).verify() == []
+
+
+@pytest.mark.parametrize("is_other_boot", [False, True])
+def test_who_reads_a_segment_while_it_is_recovered_sees_what_it_has_come_to(
+    left: Left, monkeypatch: pytest.MonkeyPatch, is_other_boot: bool
+) -> None:
+    """1. Monitors have read what was published; its writer is killed before it publishes the rest. 2. Recovery puts
+    another file in its place. Result: they read on in the file that they hold.
+    """
+    if is_other_boot:
+        monkeypatch.setattr("gateway.journal.recovery.boot_id", lambda: "a later boot")
+        os.truncate(left.side, left.frames[9].offset)
+    data = bytearray(left.path.read_bytes())
+    at = Segment.open(left.path).spec.control_at + 8 * Control.ROWS
+    data[at : at + 8] = (5).to_bytes(8, "little")
+    left.path.write_bytes(data)
+    held = Segment.open(left.path)
+    assert (held.rows(), held.sealed) == (5, False)
+    found = left.recover()
+    assert (held.rows(), held.sealed) == (Segment.open(left.path).rows(), True) == (COUNT, True)
+    assert found.rows == (9 if is_other_boot else COUNT)
+    assert int((held.column("status") == 200).sum()) == found.rows
 
 
 def test_after_a_crash_of_the_machine_rows_whose_frames_did_not_come_to_the_disk_are_cut(

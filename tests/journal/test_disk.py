@@ -29,6 +29,20 @@ def test_a_full_disk_costs_records_that_are_counted_but_no_answers(
     assert segments(tmp_path / "journal") == []
 
 
+def test_records_are_kept_again_soon_after_there_is_room_and_not_when_a_block_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(tmp_path, with_rule(FIXED))
+    with monkeypatch.context() as full:
+        full.setattr("gateway.journal.segment.os.posix_fallocate", _full)
+        after(world, numbers((1, 2)))
+    monkeypatch.setattr("gateway.journal.journal.RETRY_S", 0.0)
+    world.journal.tick(0.0)
+    after(world, numbers((3, 4)))
+    assert [record.inputs["x"].tolist() for record in world.records()] == [[3, 4]]
+    assert world.dropped["dropped"] == 1
+
+
 def test_where_records_are_required_a_full_disk_refuses_with_503_until_there_is_room(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -102,11 +102,11 @@ def closed(tmp_path_factory: pytest.TempPathFactory) -> Shop:
     return shop
 
 
-def test_a_hundred_thousand_predictions_are_reproduced_bit_for_bit(
+def test_a_hundred_thousand_predictions_are_reproduced_bit_for_bit_and_one_altered_bit_of_the_model_is_found(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """1. Requests of 1 to 17 rows run alone and together, in runs of many sizes. 2. Replay.
-    Result: all 100,000 rows have the same bits; at another batch size, they have not: the grouping matters.
+    """1. Requests of 5 to 50 rows run together, in runs of many sizes. 2. Replay. 3. The last bit of one weight is
+    flipped. 4. Replay. Result: all 100,000 rows have the same bits; then the file is named, and their answers show it.
     """
     models, data = tmp_path / "models", tmp_path / "data"
     onnx_models.put(models, "m", 1, regression(1), TOML)
@@ -127,6 +127,13 @@ def test_a_hundred_thousand_predictions_are_reproduced_bit_for_bit(
     assert answers["regrouped"] == 0
     assert answers["file"] == answers["digest"]
     assert answers["runs"] > 1000
+    onnx_models.put(models, "m", 1, flip_one_bit(regression(1), "w1", 7, 0), TOML)
+    code, report = replay(capsys=capsys, data=data, models=models)
+    (altered,) = report["answers"]
+    assert (code, report["reproduced"]) == (1, False)
+    assert altered["rows"] == 100_000
+    assert altered["file"] != altered["digest"] == answers["digest"]
+    assert 0 < altered["beyond"] == altered["rows"] - altered["same"]
 
 
 def test_the_version_whose_weights_were_altered_by_one_bit_is_found(
