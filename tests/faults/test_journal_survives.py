@@ -32,6 +32,9 @@ KILLS = ["worker 1", "control", "worker 2", "worker 3"] * 5
 PAUSE_S = 0.02
 """Between the requests of a client: every one of them is looked up afterwards."""
 
+PATIENCE_S = 90
+"""Three processes start again and again, on a machine that may have other things to do."""
+
 TOML = "[monitor]\nlearn_rows = 200\nblock_s = 1\n[feedback.late]\ntype = 'boolean'\n"
 
 
@@ -63,7 +66,7 @@ class Clients:
         """Wait until so many more requests and half as many events have been answered."""
         answered, said = len(self.answered) + more, len(self.said) + more // 2
         self._server.wait_for(
-            lambda: len(self.answered) > answered and len(self.said) > said, 30, "clients are answered"
+            lambda: len(self.answered) > answered and len(self.said) > said, PATIENCE_S, "clients are answered"
         )
 
     def _run(self, index: int) -> None:
@@ -149,7 +152,7 @@ def look_up(server: Server, clients: Clients) -> list[str]:
 
 @pytest.mark.faults
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("flush", ["process", "interval", "commit"])
 def test_what_was_answered_is_found_and_what_was_acknowledged_is_there_once_after_twenty_kills(
     tmp_path: Path, start_server: Callable[..., Server], flush: str
@@ -168,18 +171,20 @@ def test_what_was_answered_is_found_and_what_was_acknowledged_is_there_once_afte
             clients.go_on()
             pid = server.pid(role)
             os.kill(pid, signal.SIGKILL)
-            server.wait_for(lambda pid=pid, role=role: server.pid(role) != pid, 30, "it is replaced")
+            server.wait_for(lambda pid=pid, role=role: server.pid(role) != pid, PATIENCE_S, "it is replaced")
         clients.go_on()
     finally:
         clients.stop()
     assert clients.wrong == []
     assert find_all(data, clients.answered) == []
     ledger = Ledger(location(data))
-    server.wait_for(lambda: sum(ledger.tallies().values()) == len(clients.said), 30, "each event is there, and once")
+    server.wait_for(
+        lambda: sum(ledger.tallies().values()) == len(clients.said), PATIENCE_S, "each event is there, and once"
+    )
     # The monitors, whose process was killed five times, have counted every row once.
-    server.wait_for(lambda: watched_rows(server) == answered_rows(data), 30, "every row is counted, and once")
+    server.wait_for(lambda: watched_rows(server) == answered_rows(data), PATIENCE_S, "every row is counted, and once")
     assert look_up(server, clients) == []
-    server.wait_for(lambda: all(map(is_kept_well, segments(data / "journal"))), 20, "what was left is sealed")
+    server.wait_for(lambda: all(map(is_kept_well, segments(data / "journal"))), PATIENCE_S, "what was left is sealed")
     for name in ('lost_total{reason="dropped"}', 'lost_total{reason="cut"}', 'lost_total{reason="damaged"}'):
         assert total(server, f"headgate_journal_{name}") == 0
     assert total(server, "headgate_journal_errors_total") == 0
