@@ -21,7 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from loadtests import bodies, check, facts, matrix, memory, models, report, wrk
-from loadtests.cases import CASES, MEMORY, Case
+from loadtests.cases import CASES, MEMORY, SHARED, Case
 from loadtests.lineup import Lineup, NotOffered
 from loadtests.processes import ROOT, Cores, Server, choose_cores, environment, pinned
 from loadtests.report import Result, Sample
@@ -104,14 +104,14 @@ class Bench:
 
     def _sides(self, case: Case) -> tuple[str, ...]:
         """Names in the line-up: the product, and the reference where it is a server."""
-        if case.reference == "one-worker":
-            return ("two-workers", "one-worker")
+        if case.reference in SHARED:
+            return (SHARED[case.reference], case.reference)
         return ("product",) if case.reference == "onnxruntime" else ("product", case.reference)
 
     def _load(self, case: Case, name: str, seconds: float, number: int) -> Sample:
         """One run of the load generator."""
         server = self._lineup.get(name)
-        cores = self._cores.both if case.reference == "one-worker" else self._cores.generator
+        cores = self._cores.both if case.reference in SHARED else self._cores.generator
         server.settle()
         before = server.cpu_s()
         try:

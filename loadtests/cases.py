@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Reference = Literal["echo", "fastapi", "onnxruntime", "one-worker", "early", "unjournaled"]
+Reference = Literal["echo", "fastapi", "onnxruntime", "one-worker", "early", "unjournaled", "unmonitored"]
 Measure = Literal["rate", "p50", "memory"]
 Form = Literal["json", "binary"]
 
@@ -20,7 +20,11 @@ REFERENCES: dict[Reference, str] = {
     "one-worker": "one worker",
     "early": "early in its life",
     "unjournaled": "without a journal",
+    "unmonitored": "without monitors",
 }
+
+SHARED: dict[Reference, str] = {"one-worker": "two-workers", "unmonitored": "one-worker"}
+"""What is measured against these references, in place of the product: both sides share two cores with the load."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +94,7 @@ CASES = (
     Case("journal-1", "tiny", "json", 1, "unjournaled", measure="p50", hold=1.05),
     Case("journal-mlp", "mlp", "binary", 64, "unjournaled"),
     Case("journal-flights", "flights", "json", 64, "unjournaled"),
+    Case("monitors-64", "tiny", "json", 64, "unmonitored", hold=0.95),
     Case("tiny-json-64-traced", "tiny", "json", 64, traced=True),
     Case("tiny-binary-64", "tiny", "binary", 64),
     Case("trees-json-16-rows", "trees", "json", 64, rows=16),

@@ -27,6 +27,7 @@ class Lineup:
     unjournaled  the same without a journal
     one-worker   the same as product, on both cores, which it shares with the load generator
     two-workers  two workers, likewise
+    unmonitored  one-worker without monitors
     echo         loadtests/echo.py on the servers' core
     fastapi      loadtests/fastapi_app.py in its own environment, on the servers' core
     ============ ===========================================================================================
@@ -66,8 +67,7 @@ class Lineup:
         workers = 2 if name == "two-workers" else 1
         cores = self._cores.server if name in ("product", "unjournaled") else self._cores.both
         command = serve_command(self._flags, self._models, self._scratch / f"{name}-data", workers)
-        if name == "unjournaled":
-            command += ["--no-journal"]
+        command += {"unjournaled": ["--no-journal"], "unmonitored": ["--no-monitors"]}.get(name, [])
         return Server(name, command, cores, log)
 
     def __enter__(self) -> Lineup:

@@ -8,7 +8,7 @@ import pytest
 
 from loadtests import bench, matrix, profile_path
 from loadtests.bodies import WIDTHS
-from loadtests.cases import CASES, MEMORY
+from loadtests.cases import CASES, MEMORY, REFERENCES, SHARED
 from loadtests.processes import ROOT
 
 TO_HOLD = {
@@ -26,6 +26,7 @@ TO_HOLD = {
     "mlp-two-workers": ("rate", "one-worker", 1.4, 1.55),
     "journal-64": ("rate", "unjournaled", 0.97, None),
     "journal-1": ("p50", "unjournaled", 1.05, None),
+    "monitors-64": ("rate", "unmonitored", 0.95, None),
     "tiny-memory": ("memory", "early", 1.02, 1.01),
 }
 
@@ -43,6 +44,11 @@ def test_every_row_can_be_run(case: object) -> None:
     assert bool(case.batches) == (case.reference == "onnxruntime")
     # FastAPI's model takes lists of floats, and onnxruntime alone is given floats.
     assert case.model != "flights" or case.reference in ("echo", "unjournaled")
+
+
+def test_what_shares_the_cores_with_the_load_is_measured_against_what_shares_them_too() -> None:
+    assert SHARED.keys() <= REFERENCES.keys()
+    assert SHARED["unmonitored"] == "one-worker"
 
 
 def test_keys_and_titles_tell_rows_apart() -> None:
