@@ -213,7 +213,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m loadtests.faults", description=__doc__)
     parser.add_argument("--kills", type=int, default=7, help="how often each process is killed (default: 7)")
     parser.add_argument("--swaps", type=int, default=100, help="how often the champion moves (default: 100)")
+    parser.add_argument("--quick", action="store_true", help="3 kills and 20 swaps: whether it works")
     args = parser.parse_args(argv)
+    if args.quick:
+        args.kills, args.swaps = min(args.kills, 3), min(args.swaps, 20)
     cores = choose_cores()
     with tempfile.TemporaryDirectory(prefix="headgate-faults-") as name:
         scratch = Path(name)

@@ -17,10 +17,8 @@ from gateway.feedback.event import Event
 from gateway.journal.frames import Torn
 from tests.feedback.browser import Browser, installed
 from tests.onnx_models import identity, put
+from tests.programs import missing
 from tests.servers import Server
-
-PROGRAM = installed()
-pytestmark = pytest.mark.skipif(PROGRAM is None, reason="there is no Chromium; HEADGATE_CHROMIUM may name one")
 
 ROW = {"inputs": [{"name": "x", "shape": [1, 4], "datatype": "FP32", "data": [1, 2.5, 3, 4]}]}
 MODEL = """
@@ -44,7 +42,13 @@ kind = "feedback"
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def chromium() -> str:
+    """The path of the browser."""
+    return installed() or missing("there is no Chromium (Debian package chromium); HEADGATE_CHROMIUM may name one")
+
+
+@pytest.fixture(scope="module")
+def server(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Serves one model that asks questions."""
     scratch = tmp_path_factory.mktemp("browser")
     put(scratch / "models", "echo", 1, identity())
@@ -56,10 +60,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.fixture
-def browser(tmp_path: Path) -> Iterator[Browser]:
+def browser(chromium: str, tmp_path: Path) -> Iterator[Browser]:
     """A browser with the screen of a phone."""
-    assert PROGRAM is not None
-    running = Browser(PROGRAM, tmp_path)
+    running = Browser(chromium, tmp_path)
     running.set_screen(360, 640)
     yield running
     running.close()

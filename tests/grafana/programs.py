@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import socket
 import subprocess
 import time
@@ -15,23 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import pytest
-
-PACKAGES = {
-    "prometheus": "prometheus",
-    "promtool": "prometheus",
-    "prometheus-alertmanager": "prometheus-alertmanager",
-    "amtool": "prometheus-alertmanager",
-}
-"""The Debian package of each; promtool has a package of its own from Debian 13 on."""
-
-
-def found(program: str) -> str:
-    """The path of a program; the test is skipped where there is none."""
-    path = shutil.which(program)
-    if path is None:
-        pytest.skip(f"{program} is not installed (Debian package {PACKAGES[program]})")
-    return path
+from tests.programs import found
 
 
 def promtool(*arguments: str | Path, text: str | None = None) -> str:

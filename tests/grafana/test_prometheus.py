@@ -26,10 +26,11 @@ import pytest
 from monitors.grafana.objectives import Objectives
 from monitors.grafana.rules import alerts
 from tests.grafana import page
-from tests.grafana.programs import Program, found, free_port, promtool
+from tests.grafana.programs import Program, free_port, promtool
 from tests.grafana.promql import filled_in
 from tests.grafana.scenario import OPTIONS, SHIFT, Traffic, repository, scrape
 from tests.grafana.test_dashboards import PANELS, Shown, name_of
+from tests.programs import found
 from tests.servers import Server
 
 DEPLOY = Path(__file__).parents[2] / "deploy"

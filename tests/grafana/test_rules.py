@@ -14,9 +14,10 @@ from monitors.grafana.objectives import Objectives
 from monitors.grafana.rules import WINDOWS, alerts, anchor, recording
 from tests.grafana.page import PATH as METRICS
 from tests.grafana.page import documented
-from tests.grafana.programs import found, promtool
+from tests.grafana.programs import promtool
 from tests.grafana.promql import grouped, metric_of, series
 from tests.grafana.test_dashboards import DASHBOARDS, PANELS
+from tests.programs import found
 
 ROOT = Path(__file__).parents[2]
 FILES = [ROOT / f"deploy/prometheus/headgate-{name}.rules.yml" for name in ("recording", "alerts")]

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from loadtests import bodies, wrk
+from tests.programs import found
 
 LINE = (
     "measured requests=5000 duration_us=2000000 bytes=1 p50_us=60 p90_us=70 p99_us=95 max_us=200 "
@@ -84,7 +85,13 @@ def recorder() -> Iterator[tuple[str, type[Recorder]]]:
     server.server_close()
 
 
-@pytest.mark.skipif(not wrk.installed(), reason="wrk is not installed")
+@pytest.fixture
+def generator() -> None:
+    """The program itself."""
+    found("wrk")
+
+
+@pytest.mark.usefixtures("generator")
 @pytest.mark.parametrize("form", bodies.FORMS)
 def test_every_prepared_request_is_sent_as_it_was_written(
     form: str, recorder: tuple[str, type[Recorder]], tmp_path: Path
@@ -99,7 +106,7 @@ def test_every_prepared_request_is_sent_as_it_was_written(
     assert set(handler.traces) == {None}
 
 
-@pytest.mark.skipif(not wrk.installed(), reason="wrk is not installed")
+@pytest.mark.usefixtures("generator")
 def test_a_traced_run_never_sends_a_trace_id_twice(recorder: tuple[str, type[Recorder]], tmp_path: Path) -> None:
     url, handler = recorder
     made = bodies.make("trees", "json", rows=1, count=3)
@@ -111,7 +118,7 @@ def test_a_traced_run_never_sends_a_trace_id_twice(recorder: tuple[str, type[Rec
     assert all(trace is not None and len(trace) == 55 for trace in handler.traces)
 
 
-@pytest.mark.skipif(not wrk.installed(), reason="wrk is not installed")
+@pytest.mark.usefixtures("generator")
 def test_a_server_that_refuses_fails_the_run(recorder: tuple[str, type[Recorder]], tmp_path: Path) -> None:
     bodies.write(tmp_path / "bodies", bodies.make("trees", "json", rows=1, count=1))
     with pytest.raises(wrk.RunFailed, match="status errors"):
