@@ -9,6 +9,7 @@ import numpy as np
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from monitors.drift.report import drift
+from monitors.outputs import BINS, OUTPUTS, Share, shares
 from monitors.performance.figure import Figure
 from monitors.quality.report import quality
 from monitors.service import Service
@@ -40,6 +41,7 @@ class Look(NamedTuple):
     scores: list[tuple[str, str, float]]
     samples: list[tuple[str, float]]
     rates: list[tuple[str, str, float]]
+    outputs: list[Share]
     performance: list[tuple[str, str, Figure]]
 
 
@@ -52,7 +54,7 @@ def look(watcher: Watcher) -> Look:
             performance += [(name, kind, each) for name, each in figures.items() if name in RATIOS + ERRORS]
         watches = watcher.performance.alarms.value()
     if watcher.baseline is None:
-        return Look(watcher.progress, 1.0, watches, [], [], [], performance)
+        return Look(watcher.progress, 1.0, watches, [], [], [], [], performance)
     watches = watcher.alarms.value() | watches
     names = watcher.baseline.layout.names
     statistics = drift(watcher.baseline.state, watcher.window)
@@ -71,7 +73,9 @@ def look(watcher: Watcher) -> Look:
     for kind, rate in quality(watcher.baseline.state, watcher.window).items():
         values = rate.rate
         rates += [(names[row], kind, float(values[row])) for row in top if np.isfinite(values[row])]
-    return Look(watcher.progress, float(watcher.baseline.facts.learned), watches, scores, samples, rates, performance)
+    answers = shares(watcher.baseline.state, watcher.window)
+    learned = float(watcher.baseline.facts.learned)
+    return Look(watcher.progress, learned, watches, scores, samples, rates, answers, performance)
 
 
 class Collector:
@@ -95,6 +99,12 @@ class Collector:
             "headgate_data_quality_ratio", "Share of rows of the window that are missing, unseen, out of range ...",
             labels=[*_LABELS, "feature", "kind"],
         )  # fmt: skip
+        answers = GaugeMetricFamily(
+            "headgate_monitor_output_share",
+            f"Share of the window whose answer lies in a bin: for the first {OUTPUTS} outputs, in at most {BINS} bins "
+            "with about as much of the baseline each, and outside of them.",
+            labels=[*_LABELS, "output", "bin"],
+        )
         evidence = GaugeMetricFamily(
             "headgate_alarm_evidence", "Evidence of a watch, a natural logarithm.", labels=[*_LABELS, "watch"]
         )
@@ -144,6 +154,8 @@ class Collector:
                 samples.add_metric([*labels, feature], value)
             for feature, kind, value in found.rates:
                 rates.add_metric([*labels, feature, kind], value)
+            for each in found.outputs:
+                answers.add_metric([*labels, each.output, each.bin], each.share)
             for metric, kind, figure in found.performance:
                 rests.add_metric([*labels, metric, kind], figure.n)
                 if figure.value is not None:
@@ -156,7 +168,8 @@ class Collector:
                 assert isinstance(threshold, float)
                 needed.add_metric([*labels, watch], threshold)
                 alarm.add_metric([*labels, watch], float(bool(state["latched"])))
-        yield from (score, samples, rates, evidence, needed, alarm, rows, late, loose, learned, ratio, error, rests)
+        yield from (score, samples, rates, answers, evidence, needed, alarm, rows, late, loose, learned, ratio, error)
+        yield rests
         cpu = CounterMetricFamily("headgate_monitor_cpu_seconds", "Processor time that the monitors took.")
         cpu.add_metric([], self._service.cpu_s)
         lag = GaugeMetricFamily("headgate_monitor_lag_rows", "Rows of the journal that were not read yet.")

@@ -32,7 +32,7 @@ def board(goals: Objectives) -> Board:
         "headgate-model",
         "Headgate: model",
         "One model: its versions side by side, drift of inputs and outputs, data quality, alarms and their evidence.",
-        [_versions(), _drift(), _quality(), _alarms()],
+        [_versions(), _drift(), _outputs(), _quality(), _alarms()],
         [*variables(goals.job, goals.control), *models(several=False), *several],
         since="now-24h",
     )
@@ -188,6 +188,45 @@ def _drift() -> Row:
                     ),
                 ],
                 width=12,
+                defaults={"min": 0},
+            ),
+        ],
+    )
+
+
+def _outputs() -> Row:
+    of = select("headgate_monitor_output_share", *WATCHED, 'output=~"$feature"')
+    part = f"max by (version, output, bin) ({of})"
+    samples = f"max by (version) ({select('headgate_drift_samples', *WATCHED)})"
+    return Row(
+        "Answers",
+        [
+            Panel(
+                "Output distribution",
+                "Share of the answers of the model's window in each bin, at the end of the picture, for the outputs "
+                "among those chosen above. Bins hold about as much of the baseline each: bars of one length are "
+                "answers as in training. They rest on the rows of the window that stand below.",
+                "percentunit",
+                [
+                    Query(part, "{{version}} {{output}} {{bin}}", instant=True),
+                    Query(samples, "version {{version}}: rows of the window", instant=True, count=True),
+                ],
+                kind="bargauge",
+                height=10,
+                steps=((None, "blue"),),
+                options={"orientation": "horizontal", "displayMode": "basic"},
+            ),
+            Panel(
+                "Output distribution over time",
+                "The same from window to window: lines that lie together are answers as in training, lines that part "
+                "are answers that have moved. The dots on the right axis are the rows of the window.",
+                "percentunit",
+                [
+                    Query(part, "{{version}} {{output}} {{bin}}"),
+                    Query(samples, "version {{version}}: rows", count=True),
+                ],
+                width=16,
+                height=10,
                 defaults={"min": 0},
             ),
         ],
