@@ -1,17 +1,22 @@
-"""Line charts as SVG, without any package: for pictures that a page of documentation shows as they lie."""
+"""Line charts as PNG, for pictures that a page of documentation shows as they lie."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
+from itertools import groupby
+from pathlib import Path
+
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a7a7a")
 """Okabe and Ito's, which people with any kind of colour vision tell apart."""
 
-WIDTH, HEIGHT = 900, 380
-LEFT, RIGHT, TOP, BOTTOM = 64, 190, 44, 40
+WIDTH, HEIGHT, DPI = 9.0, 2.6, 100
+"""Inches of a picture and of each of its panels, and pixels of an inch."""
 
 
 @dataclass(frozen=True)
@@ -23,79 +28,55 @@ class Line:
     colour: int
     dashed: bool = False
 
+    @property
+    def stretches(self) -> list[list[tuple[float, float]]]:
+        """The points between gaps."""
+        parts = groupby(self.points, key=lambda point: math.isfinite(point[1]))
+        return [list(part) for finite, part in parts if finite]
+
 
 @dataclass(frozen=True)
-class Axis:
-    """From `low` to `high`, with a label at each of `ticks` (value, text)."""
+class Panel:
+    """Lines over one axis. `marks` are upright lines with a text; `low` and `high` bound what is drawn."""
 
-    low: float
-    high: float
-    ticks: Sequence[tuple[float, str]]
-
-    def share(self, value: float) -> float:
-        """Where a value lies, from 0 to 1, and held there."""
-        return min(1.0, max(0.0, (value - self.low) / (self.high - self.low)))
+    title: str
+    lines: Sequence[Line]
+    low: float | None = None
+    high: float | None = None
+    marks: Sequence[tuple[float, str]] = ()
 
 
-def nice(lines: Sequence[Line], *, zero: bool = False) -> Axis:
-    """A vertical axis around all points, with about five round ticks."""
-    values = [y for line in lines for _, y in line.points if math.isfinite(y)] or [0.0, 1.0]
-    low, high = (0.0 if zero else min(values)), max(values)
-    # A flat line lies in the middle of an axis that can be told apart from it.
-    room = max(1e-9, abs(high) * 1e-6) - (high - low)
-    low, high = (low, high) if room <= 0 else (low - room, high + room)
-    step = 10 ** math.floor(math.log10((high - low) / 4))
-    step *= next(factor for factor in (1, 2, 5, 10) if (high - low) / (step * factor) <= 6)
-    first, last = math.floor(low / step), math.ceil(high / step)
-    digits = max(0, -math.floor(math.log10(step)))
-    ticks = [(place * step, f"{place * step:.{digits}f}") for place in range(first, last + 1)]
-    return Axis(first * step, last * step, ticks)
+def png(path: Path, panels: Sequence[Panel], ticks: Sequence[tuple[float, str]], end: float) -> None:
+    """Write panels below one another, over an axis from 0 to `end` with a text at each of `ticks`."""
+    figure = Figure(figsize=(WIDTH, HEIGHT * len(panels) + 0.4), dpi=DPI, layout="constrained")
+    axes = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
+    for place, panel in zip(axes, panels, strict=True):
+        _draw(place, panel)
+        place.set_xlim(0, end)
+        place.set_xticks([x for x, _ in ticks], [text for _, text in ticks], ha="left")
+    # Without the version of the library; names may hold dollars, which are no formulas.
+    with rc_context({"text.parse_math": False}):
+        figure.savefig(path, format="png", metadata={"Software": None})
 
 
-def svg(title: str, lines: Sequence[Line], x: Axis, y: Axis, marks: Sequence[tuple[float, str]] = ()) -> str:
-    """The picture as a document; `marks` are upright lines with a text."""
-    plot_width, plot_height = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
-
-    def place(point: tuple[float, float]) -> tuple[float, float]:
-        return LEFT + plot_width * x.share(point[0]), TOP + plot_height * (1 - y.share(point[1]))
-
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
-        f'font-family="sans-serif" font-size="13">',
-        f"<title>{escape(title)}</title>",
-        f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#fff"/>',
-        f'<text x="{LEFT}" y="24" font-size="16" font-weight="bold">{escape(title)}</text>',
-    ]
-    for value, text in y.ticks:
-        _, at = place((x.low, value))
-        parts.append(f'<path d="M{LEFT} {at:.1f}h{plot_width}" stroke="#ddd"/>')
-        parts.append(f'<text x="{LEFT - 8}" y="{at + 4:.1f}" text-anchor="end">{escape(text)}</text>')
-    for value, text in x.ticks:
-        at, _ = place((value, y.low))
-        parts.append(f'<path d="M{at:.1f} {HEIGHT - BOTTOM}v5" stroke="#555"/>')
-        parts.append(f'<text x="{at + 4:.1f}" y="{HEIGHT - BOTTOM + 20}">{escape(text)}</text>')
-    for number, (value, text) in enumerate(marks):
-        at, _ = place((value, y.low))
-        parts.append(f'<path d="M{at:.1f} {TOP}v{plot_height}" stroke="#555" stroke-dasharray="2 3"/>')
-        parts.append(f'<text x="{at + 4:.1f}" y="{TOP + 12 + 15 * (number % 4)}" font-size="11">{escape(text)}</text>')
-    for number, line in enumerate(lines):
+def _draw(axes: Axes, panel: Panel) -> None:
+    axes.set_title(panel.title, loc="left", fontsize=11, fontweight="bold")
+    named = []
+    for line in panel.lines:
+        style = "--" if line.dashed else "-"
         colour = COLOURS[line.colour % len(COLOURS)]
-        dash = ' stroke-dasharray="6 4"' if line.dashed else ""
-        style = f'fill="none" stroke="{colour}" stroke-width="2"{dash}'
-        parts += [f'<path d="{path}" {style}/>' for path in _paths([(*place(each), each[1]) for each in line.points])]
-        at = TOP + 8 + 20 * number
-        parts.append(f'<path d="M{WIDTH - RIGHT + 14} {at}h26" {style}/>')
-        parts.append(f'<text x="{WIDTH - RIGHT + 46}" y="{at + 4}">{escape(line.name)}</text>')
-    parts.append(f'<path d="M{LEFT} {TOP}v{plot_height}h{plot_width}" fill="none" stroke="#555"/>')
-    return "\n".join([*parts, "</svg>"]) + "\n"
-
-
-def _paths(points: Sequence[tuple[float, float, float]]) -> list[str]:
-    """A path for each stretch without a gap."""
-    found: list[list[str]] = [[]]
-    for left, top, value in points:
-        if math.isfinite(value):
-            found[-1].append(f"{left:.1f} {top:.1f}")
-        elif found[-1]:
-            found.append([])
-    return ["M" + "L".join(each) for each in found if each]
+        # In the legend also where there is nothing to draw.
+        named += axes.plot([], [], style, color=colour)
+        for stretch in line.stretches:
+            marker = "." if len(stretch) == 1 else ""
+            axes.plot(*zip(*stretch, strict=True), style, color=colour, linewidth=1.4, marker=marker)
+    axes.set_ylim(panel.low, panel.high)
+    axes.grid(axis="y", color="#dddddd")
+    axes.spines[["top", "right"]].set_visible(False)
+    for number, (x, text) in enumerate(panel.marks):
+        axes.axvline(x, color="#555555", linestyle=":", linewidth=1)
+        height = 0.97 - 0.09 * (number % 4)
+        axes.annotate(text, (x, height), (4, 0), ("data", "axes fraction"), "offset points", va="top", fontsize=8)
+    if panel.lines:
+        names = [line.name for line in panel.lines]
+        axes.legend(named, names, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=9)

@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 from prometheus_client.parser import text_string_to_metric_families
 
-from examples.flights.chart import Axis, Line, nice, svg
+from examples.flights.chart import Line, Panel, png
 from examples.flights.replay_year import Replay, SendError, replay_year, summary
 from examples.flights.year import BEGIN, DAY
 
@@ -185,10 +185,10 @@ class Scraper:
 # -- what is drawn
 
 
-def x_axis() -> Axis:
-    """Days since the first of April, with the months."""
+def ticks() -> list[tuple[float, str]]:
+    """The first of each month, in days since the first of April."""
     firsts = [(pd.Timestamp(2013, month, 1, tz="UTC") - BEGIN) / DAY for month in range(4, 13)]
-    return Axis(0.0, float(DAYS), list(zip(firsts, MONTHS, strict=True)))
+    return list(zip(firsts, MONTHS, strict=True))
 
 
 def series(scrapes: Sequence[Scrape], metric: str, labels: Key, rests_on: tuple[str, Key]) -> list[tuple[float, float]]:
@@ -233,7 +233,7 @@ def performance_lines(scrapes: Sequence[Scrape], metric: str) -> list[Line]:
 
 def by_month(scrapes: Sequence[Scrape], lines: Sequence[Line]) -> list[list[str]]:
     """A row for each month with each line's last value in it."""
-    firsts = [tick for tick, _ in x_axis().ticks]
+    firsts = [first for first, _ in ticks()]
     rows = []
     for month, first, end in zip(MONTHS, firsts, [*firsts[1:], DAYS + 1], strict=True):
         cells = [month]
@@ -266,19 +266,19 @@ def draw(
     out.mkdir(parents=True, exist_ok=True)
     marks = alarm_marks(alarms, began_ns, speed)
     drift = drift_lines(scrapes, "1")
-    auc, brier = performance_lines(scrapes, "roc_auc"), performance_lines(scrapes, "accuracy")
+    auc, accuracy = performance_lines(scrapes, "roc_auc"), performance_lines(scrapes, "accuracy")
     window = max(LEAST_WINDOW_S, speed.month_s) / speed.day_s
-    high = nice(drift, zero=True)
-    shown = high if high.high <= LARGEST_PSI else nice([Line("", [(0, 0), (0, LARGEST_PSI)], 0)], zero=True)
+    beyond = any(y > LARGEST_PSI for line in drift for _, y in line.points)
     pictures = {
-        "drift": svg(f"Drift of version 1 against January to March: PSI of {window:.0f} days", drift, x_axis(), shown,
-                     [mark for mark in marks if "performance" not in mark[1] and mark[1].endswith("1")]),
-        "auc": svg("Area under the ROC curve, of a month", auc, x_axis(), nice(auc),
-                   [mark for mark in marks if "performance" in mark[1]]),
-        "accuracy": svg("Accuracy, of a month", brier, x_axis(), nice(brier)),
+        "drift": Panel(f"Drift of version 1 against January to March: PSI of {window:.0f} days", drift, 0.0,
+                       LARGEST_PSI if beyond else None,
+                       [mark for mark in marks if "performance" not in mark[1] and mark[1].endswith("1")]),
+        "auc": Panel("Area under the ROC curve, of a month", auc,
+                     marks=[mark for mark in marks if "performance" in mark[1]]),
+        "accuracy": Panel("Accuracy, of a month", accuracy),
     }  # fmt: skip
-    for name, text in pictures.items():
-        (out / f"flights-{name}.svg").write_text(text)
+    for name, panel in pictures.items():
+        png(out / f"flights-{name}.png", [panel], ticks(), float(DAYS))
     page = PAGE.format(
         seconds=f"{speed.seconds:.0f}",
         day=f"{speed.day_s:.2f}",
@@ -287,7 +287,7 @@ def draw(
         told=told,
         drift=table(["end of", *(line.name for line in drift)], by_month(scrapes, drift)),
         auc=table(["end of", *(line.name for line in auc)], by_month(scrapes, auc)),
-        accuracy=table(["end of", *(line.name for line in brier)], by_month(scrapes, brier)),
+        accuracy=table(["end of", *(line.name for line in accuracy)], by_month(scrapes, accuracy)),
         alarms="\n".join(f"* {(BEGIN + day * DAY):%d %B}: {text}" for day, text in marks) or "None.",
     )
     (out / "flights-year.md").write_text(page)
@@ -315,7 +315,7 @@ How far the inputs and answers of the last {window} days are from the training d
 add to it). The seasons are what a model that has only seen winter does not know. The picture ends at 1; the table has
 the rest.
 
-![Drift of the inputs](flights-drift.svg)
+![Drift of the inputs](flights-drift.png)
 
 {drift}
 
@@ -329,11 +329,11 @@ Realised by the labels that came, for the predictions of the last month; estimat
 score was right in training. Figures of fewer than {rows} rows are left out. Where both fall, flights have become harder
 to tell; where the estimate stays and the realised figure falls, the model has become wrong about them.
 
-![Area under the ROC curve](flights-auc.svg)
+![Area under the ROC curve](flights-auc.png)
 
 {auc}
 
-![Accuracy](flights-accuracy.svg)
+![Accuracy](flights-accuracy.png)
 
 {accuracy}
 """

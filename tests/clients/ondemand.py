@@ -60,7 +60,7 @@ def wheel(cache: Path, requirement: str, sha256: str) -> Path:
 
 def unavailable(reason: object) -> NoReturn:
     """Skip the test, as a developer may be offline; fail it in CI, where a skipped test would go unnoticed."""
-    missing(f"not fetched, is the package index in reach? {reason}")
+    missing(str(reason))
 
 
 @contextmanager
