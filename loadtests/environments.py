@@ -21,6 +21,11 @@ from loadtests.processes import ROOT
 
 FASTAPI = (".venv-bench", ("requirements.lock", "loadtests/fastapi.lock"))
 LOCUST = (".venv-load", ("loadtests/locust.lock",))
+EVIDENTLY = (".venv-evidently", ("loadtests/evidently.lock",))
+NANNYML = (".venv-nannyml", ("loadtests/nannyml.lock",))
+SKETCHES = (".venv-sketches", ("loadtests/sketches.lock",))
+# Libraries that call home are told not to, which also keeps the network out of the measurement.
+QUIET = {"NML_DISABLE_USAGE_LOGGING": "1", "DO_NOT_TRACK": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
 class NotMade(Exception):

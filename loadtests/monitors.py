@@ -23,8 +23,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from loadtests.environments import NotMade, ensure
+from loadtests.environments import EVIDENTLY, NANNYML, QUIET, SKETCHES, NotMade, ensure
 from loadtests.processes import ROOT, choose_cores, pinned
+from loadtests.scrapes import scrape
 from monitors.baseline.build import Arrays, build
 from monitors.baseline.document import Baseline
 from monitors.baseline.scan import Scan
@@ -36,11 +37,6 @@ from monitors.types import Columns
 
 BEGIN, END = "<!-- bench-monitors:begin -->", "<!-- bench-monitors:end -->"
 PAGE = ROOT / "docs" / "monitoring.md"
-EVIDENTLY = (".venv-evidently", ("loadtests/evidently.lock",))
-NANNYML = (".venv-nannyml", ("loadtests/nannyml.lock",))
-SKETCHES = (".venv-sketches", ("loadtests/sketches.lock",))
-# Libraries that call home are told not to, which also keeps the network out of the measurement.
-QUIET = {"NML_DISABLE_USAGE_LOGGING": "1", "DO_NOT_TRACK": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 WIDE, TALL = (200_000, 100), (100_000, 20)
 REPORT = (10_000, 20)
 NUMBERS = NDArray[np.float32]
@@ -71,7 +67,7 @@ CASES: Mapping[str, Case] = {
     "report": Case("Headgate: state, 15 drift statistics and quality", "report"),
     "tall": Case("Headgate: state, 15 drift statistics and quality", "tall"),
     "same": Case("Headgate: state and Hellinger", "tall"),
-    "scrape": Case("Headgate: all statistics and quality of 10 states, no counting", "wide"),
+    "scrape": Case("Headgate: a rendered scrape of 10 models, no counting", "wide"),
     "joint": Case("Headgate: joint drift, 64 frequencies", "wide"),
     "evidently": Case("Evidently: DataDriftPreset", "report", "evidently", EVIDENTLY),
     "nannyml-js": Case("NannyML: Jensen-Shannon", "tall", "nannyml-jensen_shannon", NANNYML),
@@ -173,16 +169,7 @@ def own_runs(data: Mapping[str, tuple[NUMBERS, NUMBERS]]) -> dict[str, Callable[
         joint.update(few)
 
     few = columns(wide[:20_000])
-    states = [baselines["wide"].new_state() for _ in range(10)]
-    for state in states:
-        state.update(few)
-
-    def scraped() -> None:
-        for state in states:
-            drift(baselines["wide"].state, state)
-            quality(baselines["wide"].state, state)
-
-    runs["scrape"] = timed(scraped, 1)
+    runs["scrape"] = timed(scrape(), 1)
     runs["sum"] = timed(lambda: wide.sum(dtype=np.float32), wide.size)
     runs["state"] = timed(counted(baselines["wide"], columns(wide)), wide.size)
     runs["columns"] = timed(counted(baselines["wide"], apart), wide.size)
@@ -245,7 +232,14 @@ def holds(cases: Mapping[str, Case]) -> list[tuple[str, float, float, bool | Non
         found.append(("Evidently's report, over all of Headgate's statistics (at least)", ratio, 200.0, ratio >= 200))
     if "scrape" in cases:
         took = cases["scrape"].ns / 1e6
-        found.append(("a scrape of 10 models x 100 features, milliseconds (at most)", took, 50.0, took <= 50))
+        found.append(
+            (
+                "a rendered scrape of 10 models x 100 features with labels, milliseconds (at most)",
+                took,
+                50.0,
+                took <= 50,
+            )
+        )
     fastest = min((cases[key].ns for key in cases if key.startswith("nannyml")), default=None)
     if fastest is not None:
         ratio = fastest / cases["same"].ns

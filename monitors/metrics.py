@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -63,16 +64,17 @@ def look(watcher: Watcher) -> Look:
     scores: list[tuple[str, str, float]] = []
     for name in SHOWN:
         found = statistics[name]
-        values = found.debiased if name == "psi" else found.value
-        scores += [(names[row], name, float(values[row])) for row in top if np.isfinite(values[row])]
-        others = [float(values[row]) for row in rest if np.isfinite(values[row])]
+        # Lists: one by one, numbers of an array cost several times as much.
+        values = (found.debiased if name == "psi" else found.value).tolist()
+        scores += [(names[row], name, values[row]) for row in top if math.isfinite(values[row])]
+        others = [values[row] for row in rest if math.isfinite(values[row])]
         if others:
             scores.append((OTHER, name, max(others)))
     samples = [(names[row], float(statistics["psi"].n[row])) for row in top]
     rates = []
     for kind, rate in quality(watcher.baseline.state, watcher.window).items():
-        values = rate.rate
-        rates += [(names[row], kind, float(values[row])) for row in top if np.isfinite(values[row])]
+        values = rate.rate.tolist()
+        rates += [(names[row], kind, values[row]) for row in top if math.isfinite(values[row])]
     answers = shares(watcher.baseline.state, watcher.window)
     learned = float(watcher.baseline.facts.learned)
     return Look(watcher.progress, learned, watches, scores, samples, rates, answers, performance)
