@@ -1,26 +1,27 @@
-"""What the alarms make of real data sets with drift that is known, or thought to be."""
+"""What the alarms make of real data sets with drift that is known, or thought to be, and what others make of them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from loadtests.alarm_beside import MOST, WHOLE, Streams
 from loadtests.alarm_streams import (
     BLOCK,
     Told,
     baseline_of,
-    blocks_of,
+    copies_of,
     error_bound,
-    fixed_rules,
     label_alarms,
+    least_squares,
     read,
     rows,
     watch_inputs,
     watch_losses,
 )
-from monitors.evidence.calibration import clumping
 from monitors.types import Array
 
 CAR_LOAN = (
@@ -35,38 +36,114 @@ CAR_LOAN = (
 HARVARD = ("harvard_sine_0123_abrupto", "harvard_sea_0123_abrupto_noise_0.2")
 
 
+HEADERS = {
+    "inputs": "data | baseline | watched rows | tolerance | alarms | first alarm | it began | it names | loudest before"
+    " | Evidently: report | Evidently: a column | NannyML: a column",
+    "labels": "data | watched | alarms of the label monitors | Evidently: a figure | NannyML: realised | NannyML: CBPE",
+    "quality": "data | first alarm | it names | Evidently: a test | Evidently: missing | NannyML: missing or unseen",
+}
+
+
 def data_tables(folder: Path, quick: bool) -> str:
-    """The table of inputs and the one of labels; empty where the data are not there."""
+    """The tables of inputs, of labels and of data quality; empty where the data are not there."""
     if not folder.is_dir():
         return ""
-    header = "data | baseline | watched rows | tolerance | alarms | first alarm | it began | it names | loudest before"
-    inputs = [*car_loan(folder), *harvard(folder), *employment(folder), *seasonal(folder), *gas(folder)]
-    labels = [car_loan_labels(folder), *(harvard_labels(folder, name) for name in HARVARD), employment_labels(folder)]
-    parts = [f"| {header} | W1 rule | KS rule | JS rule |\n|{'---|' * 12}", *(f"| {each} |" for each in inputs), ""]
-    parts += ["| data | watched | alarms of the label monitors |\n|---|---|---|", *(f"| {each} |" for each in labels)]
-    return "\n".join(parts)
+    with Streams(quick) as others:
+        maker = Maker(folder, others)
+        lines = {"inputs": maker.inputs(), "labels": maker.labels(), "quality": maker.quality()}
+        versions = ", ".join(f"{name} {number}" for name, number in sorted(others.versions.items()))
+    parts = []
+    for name, header in HEADERS.items():
+        parts += [f"| {header} |", f"|{'---|' * (header.count('|') + 1)}", *(f"| {each} |" for each in lines[name]), ""]
+    return "\n".join([*parts, f"{versions or 'no other library'}; Evidently on {MOST} chunks at most."])
 
 
-def line(
-    name: str,
-    known: Mapping[str, Array],
-    stream: Mapping[str, Array],
-    *,
-    tolerance: float = 0.01,
-    chunk: int = 1000,
-    dependent: bool = False,
-) -> str:
-    """One line of the table of inputs; `dependent` estimates from the baseline in how many copies its rows come."""
-    baseline = baseline_of(known)
-    copies: float | Array = 1.0
-    if dependent:
-        copies = clumping(np.array([counts for _, counts in blocks_of(baseline, known, 16)]))
-    told = watch_inputs(baseline, stream, tolerance=tolerance, copies=copies)
-    rules = fixed_rules(known, stream, chunk)
-    by_rule = " | ".join(f"{hits} of {chunks} chunks" for hits, chunks in rules.values())
-    how = f"{tolerance:g}" + (f", up to {np.max(copies):.0f} copies" if dependent else "")
-    size = len(next(iter(known.values())))
-    return f"{name} | {size:,} rows | {told.watched:,} | {how} | {summary(told)} | {by_rule}"
+Columns = Mapping[str, Array]
+Pair = tuple[Columns, Columns]
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Predictions with their truth: those of the baseline, and those that are watched; `breaks` are rows of these."""
+
+    name: str
+    told: str
+    known: Columns
+    stream: Columns
+    breaks: Sequence[int] = ()
+
+
+class Maker:
+    """Makes the lines of all tables from the data sets in a folder, with what others say beside."""
+
+    def __init__(self, folder: Path, others: Streams) -> None:
+        self._folder = folder
+        self._others = others
+
+    def inputs(self) -> list[str]:
+        """Every line about inputs."""
+        folder = self._folder
+        lines = [*car_loan(folder), *harvard(folder), *employment(folder), *seasonal(folder), *gas(folder)]
+        return [self._input(each) for each in lines]
+
+    def labels(self) -> list[str]:
+        """Every line about labels."""
+        folder = self._folder
+        harvards = [harvard_labels(folder, name) for name in HARVARD]
+        return [self._label(each) for each in (car_loan_labels(folder), *harvards, employment_labels(folder))]
+
+    def quality(self) -> list[str]:
+        """Data as they should be, with faults, and with a code for missing that nobody was told of."""
+        wanted = ("car loan, features and score", "car loan with faults (dq)", "air quality")
+        lines = {each.name: each for each in (*car_loan(self._folder), *seasonal(self._folder))}
+        return [self._quality(lines[name]) for name in wanted]
+
+    def _input(self, line: Line) -> str:
+        baseline = baseline_of(line.known)
+        copies = copies_of(baseline, line.known) if line.dependent else np.array(1.0)
+        told = watch_inputs(baseline, line.stream, tolerance=line.tolerance, copies=copies)
+        how = f"{line.tolerance:g}" + (f", up to {np.max(copies):.0f} copies" if line.dependent else "")
+        report = self._ask("evidently-drift", line, lambda name: name.startswith(WHOLE))
+        column = self._ask("evidently-drift", line, lambda name: not name.startswith(WHOLE))
+        others = f"{report} | {column} | {self._ask('nannyml-drift', line)}"
+        return f"{line.name} | {line.size:,} rows | {told.watched:,} | {how} | {summary(told)} | {others}"
+
+    def _label(self, line: Labelled) -> str:
+        others = [self._ask(peer, line) for peer in ("evidently-labels", "nannyml-labels", "nannyml-cbpe")]
+        return f"{line.name} | {line.told} | {' | '.join(others)}"
+
+    def _quality(self, line: Line) -> str:
+        told = watch_inputs(baseline_of(line.known), line.stream, most=1)
+        tests = self._ask("evidently-quality", line)
+        missing = self._ask("evidently-quality", line, _is_share_of_missing)
+        first = f"{told.at[0]:,} | {told.about[0]}" if told.at else "- | -"
+        return f"{line.name} | {first} | {tests} | {missing} | {self._ask('nannyml-quality', line)}"
+
+    def _ask(self, peer: str, line: Line | Labelled, counts: Callable[[str], bool] = lambda alarm: True) -> str:
+        stream = line.name.replace(",", "") + (" labels" if isinstance(line, Labelled) else "")
+        return self._others.ask(peer, stream, lambda: (line.known, line.stream), line.breaks, counts)
+
+
+def _is_share_of_missing(test: str) -> bool:
+    """Evidently has two tests for a column: of the number of missing values, which grows with the rows, and this."""
+    return "missing values: Equal 0." in test
+
+
+@dataclass(frozen=True)
+class Line:
+    """A stream of inputs. `dependent`: how many copies its rows come in is estimated from the baseline."""
+
+    name: str
+    known: Columns
+    stream: Columns
+    tolerance: float = 0.01
+    dependent: bool = False
+    breaks: Sequence[int] = ()
+
+    @property
+    def size(self) -> int:
+        """Rows of the baseline."""
+        return len(next(iter(self.known.values())))
 
 
 def summary(told: Told) -> str:
@@ -81,27 +158,32 @@ def _car_loan(folder: Path, which: str) -> dict[str, Array]:
     return read(folder / f"nannyml_synthetic_car_loan_{which}.parquet")
 
 
-def car_loan(folder: Path) -> list[str]:
+def car_loan(folder: Path) -> list[Line]:
     """Synthetic, with a change at row 25,000 of the analysis; and the same with faults in the data."""
     known, stream, faulty = (_car_loan(folder, which) for which in ("reference", "analysis", "dq_analysis"))
     names = [*CAR_LOAN, "y_pred_proba"]
     return [
-        line("car loan, features and score", {n: known[n] for n in names}, {n: stream[n] for n in names}),
-        line("car loan, first 25,000 rows", {n: known[n] for n in names}, {n: stream[n][:25_000] for n in names}),
-        line("car loan with faults (dq)", {n: known[n] for n in CAR_LOAN}, {n: faulty[n] for n in CAR_LOAN}),
+        Line(
+            "car loan, features and score",
+            {n: known[n] for n in names},
+            {n: stream[n] for n in names},
+            breaks=(25_000,),
+        ),
+        Line("car loan, first 25,000 rows", {n: known[n] for n in names}, {n: stream[n][:25_000] for n in names}),
+        Line("car loan with faults (dq)", {n: known[n] for n in CAR_LOAN}, {n: faulty[n] for n in CAR_LOAN}),
     ]
 
 
-def harvard(folder: Path) -> list[str]:
+def harvard(folder: Path) -> list[Line]:
     """The relation of label and features breaks at rows 10,000, 20,000 and 30,000; rows from 5,000 on are watched."""
     lines = []
     for name in HARVARD:
         features = {n: values for n, values in read(folder / f"{name}.parquet").items() if n != "class"}
-        lines.append(line(name, rows(features, 0, 5000), rows(features, 5000)))
+        lines.append(Line(name, rows(features, 0, 5000), rows(features, 5000)))
     return lines
 
 
-def employment(folder: Path) -> list[str]:
+def employment(folder: Path) -> list[Line]:
     """Census rows of 2015, then of 2016 to 2018."""
     known, stream = (read(folder / f"nannyml_employment_MA_{which}.parquet") for which in ("reference", "analysis"))
     names = [n for n in stream if n not in ("id", "year", "prediction")]
@@ -110,14 +192,14 @@ def employment(folder: Path) -> list[str]:
     order = np.lexsort((np.random.default_rng(75).random(len(stream["year"])), stream["year"]))
     shuffled = {n: values[order] for n, values in pair[1].items()}
     return [
-        line("employment MA", *pair),
-        line("employment MA", *pair, tolerance=0.1, dependent=True),
-        line("employment MA, shuffled within years", pair[0], shuffled),
-        line("employment MA, shuffled within years", pair[0], shuffled, tolerance=0.05),
+        Line("employment MA", *pair),
+        Line("employment MA", *pair, tolerance=0.1, dependent=True),
+        Line("employment MA, shuffled within years", pair[0], shuffled),
+        Line("employment MA, shuffled within years", pair[0], shuffled, tolerance=0.05),
     ]
 
 
-def seasonal(folder: Path) -> list[str]:
+def seasonal(folder: Path) -> list[Line]:
     """Streams in time, whose rows depend on one another: a year or so is the baseline, the rest is watched."""
     noaa = {n: values for n, values in read(folder / "noaa_weather.parquet").items() if n != "target"}
     elec = {n: values for n, values in read(folder / "elec2.parquet").items() if n not in ("date", "class", "day")}
@@ -132,44 +214,68 @@ def seasonal(folder: Path) -> list[str]:
         ("bike sharing", bikes, 8645),
     ):
         known, stream = rows(data, 0, first), rows(data, first)
-        lines.append(line(name, known, stream))
-        lines.append(line(name, known, stream, tolerance=0.1, dependent=True))
+        lines.append(Line(name, known, stream))
+        lines.append(Line(name, known, stream, tolerance=0.1, dependent=True))
     return lines
 
 
-def gas(folder: Path) -> list[str]:
+def gas(folder: Path) -> list[Line]:
     """Sensors that age: batches 1 and 2 are the baseline."""
     data = read(folder / "gas_sensor_drift_8of10.parquet")
     features = {n: values for n, values in data.items() if n not in ("batch", "gas")}
     first = int((data["batch"] <= 2).sum())
-    return [line("gas sensors", rows(features, 0, first), rows(features, first))]
+    return [Line("gas sensors", rows(features, 0, first), rows(features, first))]
 
 
-def car_loan_labels(folder: Path) -> str:
+def car_loan_labels(folder: Path) -> Labelled:
     """The error of the predictions that come with the car loans."""
     known, stream = _car_loan(folder, "reference"), _car_loan(folder, "analysis")
     truth = _car_loan(folder, "analysis_target")["repaid"]
     bound = error_bound(known["y_pred"] != known["repaid"])
     told = watch_losses((stream["y_pred"] != truth).astype(np.float64), bound)
-    return f"car loan, break at 25,000 | {told.watched:,} | {_rows(told)}"
+    return Labelled(
+        "car loan, break at 25,000",
+        f"{told.watched:,} | {_rows(told)}",
+        _judged(known["y_pred_proba"], known["y_pred"], known["repaid"]),
+        _judged(stream["y_pred_proba"], stream["y_pred"], truth),
+        breaks=(25_000,),
+    )
 
 
-def employment_labels(folder: Path) -> str:
+def employment_labels(folder: Path) -> Labelled:
     """The error of the predictions that come with the census."""
     known, stream = (read(folder / f"nannyml_employment_MA_{which}.parquet") for which in ("reference", "analysis"))
     truth = read(folder / "nannyml_employment_MA_analysis_target.parquet")["employed"]
     bound = error_bound(known["prediction"] != known["employed"])
     told = watch_losses((stream["prediction"] != truth).astype(np.float64), bound)
-    return f"employment MA, no known break | {told.watched:,} | {_rows(told)}"
+    return Labelled(
+        "employment MA, no known break",
+        f"{told.watched:,} | {_rows(told)}",
+        _judged(known["predicted_probability"], known["prediction"], known["employed"]),
+        _judged(stream["predicted_probability"], stream["prediction"], truth),
+    )
 
 
-def harvard_labels(folder: Path, name: str) -> str:
-    """The label monitors of a model that is trained anew after each alarm."""
+def harvard_labels(folder: Path, name: str) -> Labelled:
+    """The label monitors of a model that is trained anew after each alarm; others watch the first of these models."""
     data = read(folder / f"{name}.parquet")
     x = np.stack([values for n, values in data.items() if n != "class"], axis=1)
     found = label_alarms(x, data["class"])
     told = "; ".join(f"{each.row:,} ({each.watch}, began at {each.began:,})" for each in found)
-    return f"{name}, breaks at 10,000, 20,000, 30,000 | {len(x) - 7500 - BLOCK:,} | {told or 'none'}"
+    score = least_squares(x, data["class"], slice(0, 1500))
+    whole = _judged(np.clip((score + 1) / 2, 0, 1), score > 0, data["class"])
+    return Labelled(
+        f"{name}, breaks at 10,000, 20,000, 30,000",
+        f"{len(x) - 7500 - BLOCK:,} | {told or 'none'}",
+        rows(whole, 1500, 7500),
+        rows(whole, 8000),
+        breaks=(2_000, 12_000, 22_000),
+    )
+
+
+def _judged(score: Array, said: Array, truth: Array) -> dict[str, Array]:
+    """What other libraries are given of predictions."""
+    return {"score": score, "said": said.astype(np.int64), "truth": truth.astype(np.int64)}
 
 
 def _rows(told: Told) -> str:

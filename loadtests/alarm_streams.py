@@ -1,21 +1,19 @@
-"""Data sets as watches see them: blocks of counts, alarms, and the rules of thumb that others go by."""
+"""Data sets as watches see them: blocks of counts, and alarms."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as parquet
-from scipy.spatial.distance import jensenshannon
-from scipy.stats import ks_2samp, wasserstein_distance
 
 from monitors.baseline.build import Arrays, build
 from monitors.baseline.document import Baseline
 from monitors.evidence.budget import Budget
+from monitors.evidence.calibration import clumping
 from monitors.evidence.confidence import highest_mean
 from monitors.evidence.findings import Features
 from monitors.evidence.reference import Reference
@@ -66,6 +64,7 @@ class Told:
     `at`: the last row of the block that raised an alarm. `began`: the row where the change began by the estimate.
     `about`: the features (or losses) that were named first, with their PSI (or mean). The evidence starts anew after
     each alarm, so that a change that stays is told again and again. `loudest`: ln M at most, where nothing was raised.
+    `evidence`: ln M after each block.
     """
 
     at: list[int] = field(default_factory=list)
@@ -73,6 +72,12 @@ class Told:
     about: list[str] = field(default_factory=list)
     loudest: float = -np.inf
     watched: int = 0
+    evidence: list[float] = field(default_factory=list)
+
+
+def copies_of(baseline: Baseline, known: Mapping[str, Array]) -> Floats:
+    """In how many copies the rows of a baseline come, by feature."""
+    return np.asarray(clumping(np.array([counts for _, counts in blocks_of(baseline, known, 16)])))
 
 
 def watch_inputs(
@@ -92,6 +97,7 @@ def watch_inputs(
     for first, counts in blocks_of(baseline, columns):
         watch.update(counts, first)
         told.watched = first + BLOCK
+        told.evidence.append(watch.log_m)
         if watch.log_m >= watch.log_threshold:
             finding = watch.finding()
             told.at.append(first + BLOCK - 1)
@@ -135,6 +141,16 @@ def polynomial(x: Floats) -> Floats:
     return np.stack([*columns, *(a * b for place, a in enumerate(x.T) for b in x.T[place:])], axis=1)
 
 
+def least_squares(x: Floats, y: Array, train: slice) -> Floats:
+    """Scores (n,) of a model that was trained on the rows `train`: above 0 it says 1."""
+    return _fitted(polynomial(x), y, train)
+
+
+def _fitted(terms: Floats, y: Array, train: slice) -> Floats:
+    weights = np.linalg.lstsq(terms[train], 2 * y[train] - 1, rcond=None)[0]
+    return np.asarray(terms @ weights)
+
+
 @dataclass(frozen=True)
 class LabelAlarm:
     """An alarm of the label monitors: its row, which watch raised it, and where the change began by its estimate."""
@@ -153,8 +169,7 @@ def label_alarms(x: Floats, y: Array, train: int = 1500, check: int = 6000) -> l
     terms, found, begin = polynomial(x), list[LabelAlarm](), 0
     while begin + train + check + BLOCK < len(x):
         known, checked = slice(begin, begin + train), slice(begin + train, begin + train + check)
-        weights = np.linalg.lstsq(terms[known], 2 * y[known] - 1, rcond=None)[0]
-        score = terms @ weights
+        score = _fitted(terms, y, known)
         errors = ((score > 0) != y).astype(np.float64)
         alarm = _first_label_alarm(score, y.astype(np.int64), errors, checked)
         if alarm is None:
@@ -178,42 +193,3 @@ def _first_label_alarm(score: Floats, y: Counts, errors: Floats, checked: slice)
             if watch.log_m >= watch.log_threshold:
                 return LabelAlarm(block.stop - 1, watch.kind, watch.finding().began_ns or 0)
     return None
-
-
-def fixed_rules(reference: Mapping[str, Array], columns: Mapping[str, Array], chunk: int) -> dict[str, tuple[int, int]]:
-    """(chunks with an alarm on any number, chunks) for three rules of thumb, computed here and not by the tools.
-
-    "W1": the Wasserstein distance over the baseline's standard deviation is 0.1 or more, which is Evidently's default
-    for numbers in baselines above 1,000 rows; "KS": the two-sample test has p < 0.05, its default below that. "JS": the
-    Jensen-Shannon distance on Doane's bins is above mean and three standard deviations of the baseline's own chunks,
-    which is NannyML's default.
-    """
-    numbers = {name: values for name, values in reference.items() if values.dtype.kind in "fiu"}
-    known = {name: values[np.isfinite(values)].astype(float) for name, values in numbers.items()}
-    bins = {name: np.histogram_bin_edges(values, "doane")[1:-1] for name, values in known.items()}
-    limits = {name: _js_limit(numbers[name], known[name], bins[name], chunk) for name in known}
-    total = len(next(iter(columns.values()))) // chunk
-    hits = {"W1": 0, "KS": 0, "JS": 0}
-    for each in range(total):
-        told: dict[str, Any] = dict.fromkeys(hits, False)
-        for name, values in known.items():
-            now = columns[name][each * chunk : (each + 1) * chunk].astype(float)
-            now = now[np.isfinite(now)]
-            if len(now):
-                told["W1"] |= wasserstein_distance(values, now) >= 0.1 * max(values.std(), 1e-3)
-                told["KS"] |= ks_2samp(values, now, method="asymp").pvalue < 0.05
-                told["JS"] |= _js(values, now, bins[name]) > limits[name]
-        hits = {rule: hits[rule] + bool(told[rule]) for rule in hits}
-    return {rule: (hits[rule], total) for rule in hits}
-
-
-def _js(known: Floats, now: Floats, inner: Floats) -> float:
-    """Jensen-Shannon distance, base 2, on bins between these inner edges."""
-    counts = (np.bincount(np.searchsorted(inner, x), minlength=len(inner) + 1) for x in (known, now))
-    return float(jensenshannon(*counts, base=2))
-
-
-def _js_limit(values: Array, known: Floats, inner: Floats, chunk: int) -> float:
-    chunks = [values[first : first + chunk].astype(float) for first in range(0, len(values) - chunk + 1, chunk)]
-    own = [_js(known, each[np.isfinite(each)], inner) for each in chunks if np.isfinite(each).any()]
-    return float(np.mean(own) + 3 * np.std(own)) if own else np.inf

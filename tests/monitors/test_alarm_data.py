@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from loadtests.alarm_data import CAR_LOAN, HARVARD, data_tables
+from loadtests.alarm_nulls import frozen, loss_years, recent_years, years_with_alarms
 from loadtests.alarm_streams import baseline_of, error_bound, label_alarms, read, rows, watch_inputs, watch_losses
-from loadtests.alarms import DOCUMENT, alarms_in, autoregressive, binned, delays, record, years_with_alarms
+from loadtests.alarms import DOCUMENT, alarms_in, autoregressive, binned, delays, record
 from monitors.evidence.calibration import clumping
 from monitors.evidence.detector import Detector
 from monitors.evidence.reference import Reference
@@ -72,6 +73,33 @@ def test_a_hundred_years_without_a_change_stay_within_a_budget_of_one_alarm_each
     assert ratio <= 1
     naive, _ = years_with_alarms(kind, 50, 52, 1000, exact=True)
     assert naive > 25
+
+
+def test_rows_as_far_from_the_baseline_as_is_tolerated_are_no_false_alarms() -> None:
+    """Without a tolerance they would be found in every year: the simulation can fail."""
+    found, ratio = years_with_alarms("normal", 60, 52, 10_000, tolerance=0.1)
+    assert found <= 3
+    assert ratio <= 1
+
+
+def test_lognormal_features_give_the_very_counts_of_normal_ones() -> None:
+    """Bins lie at the feature's own quantiles, so only ranks count: one simulation stands for both."""
+    normal, other = (frozen(kind, np.random.default_rng(4), 4, 5000) for kind in ("normal", "lognormal"))
+    assert np.array_equal(normal[0], other[0])
+    assert np.allclose(normal[1], other[1], atol=1e-3)
+
+
+def test_weeks_of_one_distribution_stay_within_the_budget_of_what_changed_since_last_week() -> None:
+    found, ratio = recent_years("normal", 5)
+    assert found <= 1
+    assert ratio <= 1
+
+
+def test_errors_at_the_very_bound_stay_within_the_budget_of_what_performs_worse() -> None:
+    """There is no harder case: alarms come, and no more than were allowed."""
+    found, ratio = loss_years(0.1, 300, 52, 0)
+    assert 30 < found < 150
+    assert ratio <= 1
 
 
 def test_rows_that_remember_raise_false_alarms_unless_they_are_counted_as_copies() -> None:
