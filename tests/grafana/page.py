@@ -10,14 +10,11 @@ from typing import NamedTuple
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.grafana.scenario import OPTIONS, Traffic, repository, scrape
+from tests.grafana.scenario import Traffic, scrape, started
 from tests.servers import Server
 
 PATH = Path(__file__).parents[2] / "docs" / "metrics.md"
 BEGIN, END = "<!-- metrics:begin -->\n", "<!-- metrics:end -->\n"
-
-LABELS_OF_RARE = {"headgate_label_coverage_ratio": ("model", "version", "name", "age")}
-"""Labels of what no short run shows: coverage is told of predictions that are an hour old or more."""
 
 
 class Family(NamedTuple):
@@ -43,11 +40,7 @@ def both(data: str, admin: str) -> dict[str, Family]:
     """The families of both ports. Raises AssertionError where the data port has one that the admin port has not."""
     on_data, on_admin = read(data), read(admin)
     assert on_data.keys() <= on_admin.keys()
-    families = {}
-    for name, family in on_admin.items():
-        labels = family.labels or tuple(sorted(LABELS_OF_RARE.get(name, ())))
-        families[name] = family._replace(labels=labels, admin_only=name not in on_data)
-    return families
+    return {name: family._replace(admin_only=name not in on_data) for name, family in on_admin.items()}
 
 
 def table(families: Mapping[str, Family]) -> str:
@@ -71,7 +64,7 @@ def documented(page: str) -> dict[str, Family]:
 
 
 def complete(server: Server) -> bool:
-    """Whether every family but the rare ones has a series."""
+    """Whether every family has a series."""
     families = both(scrape(server.url), scrape(server.admin_url))
     return bool(families) and all(family.labels or not has_parts(name) for name, family in families.items())
 
@@ -79,13 +72,16 @@ def complete(server: Server) -> bool:
 def has_parts(name: str) -> bool:
     """Whether a family tells of parts, so that its labels are known only when there is one."""
     return name.startswith(
-        ("headgate_drift", "headgate_data", "headgate_alarm", "headgate_label", "headgate_perf", "headgate_feedback_t")
+        (
+            *("headgate_drift", "headgate_data", "headgate_alarm", "headgate_label", "headgate_perf"),
+            *("headgate_feedback_t", "headgate_monitor_output"),
+        )
     )
 
 
 def exposed(scratch: Path) -> dict[str, Family]:
     """The families of a gateway under traffic, once all have a series."""
-    server = Server(repository(scratch / "models"), scratch / "server", *OPTIONS)
+    server = started(scratch)
     try:
         with Traffic(server):
             server.wait_for(lambda: complete(server), 60, "every family has a series")

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 import urllib.error
 import urllib.request
+from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ from monitors.baseline.build import Arrays, build
 from monitors.baseline.document import FILE
 from monitors.learnt import PART, Learner
 from monitors.task import Task
+from tests.grafana import past
 from tests.onnx_models import build as onnx_model
 from tests.onnx_models import put
 from tests.servers import Server
@@ -66,10 +70,11 @@ def brittle() -> bytes:
 
 
 def repository(models: Path) -> Path:
-    """Version 1 of `m` has a baseline, version 2 learns one; `brittle` can be made to fail."""
+    """Version 1 of `m` has a baseline, version 2 learns one; `brittle` can be made to fail; `slow` has a past."""
     folder = put(models, "m", 1, scorer(), TOML)
     put(models, "m", 2, scorer())
     put(models, "brittle", 1, brittle())
+    put(models, past.MODEL, 1, scorer(), past.TOML)
     dice = np.random.default_rng(1)
     x = dice.normal(0, 1, (4000, 4)).astype(np.float32)
     y = 1 / (1 + np.exp(-(x @ WEIGHTS)))
@@ -83,21 +88,30 @@ def repository(models: Path) -> Path:
     return models
 
 
+def started(scratch: Path) -> Server:
+    """A gateway with these models, and with predictions of `slow` that had their labels in time."""
+    data = scratch / "server" / "data"
+    past.labelled(data, past.predicted(data))
+    return Server(repository(scratch / "models"), scratch / "server", *OPTIONS)
+
+
 class Traffic:
     """Users in a thread: rows around `shift`, labels as the model's scores say, or (`lying`) the other way round.
 
     One round is a request to each version with labels for all of its rows, feedback that nobody declared, a request
-    that is wrong, one that cannot be answered in time, and one that the other model fails on now and then. `trouble` is
-    what ended it.
+    that is wrong, one that cannot be answered in time, and one that the other model fails on now and then, or each time
+    (`failing`). Labels are sent `delay_s` after their predictions. `trouble` is what ended it.
     """
 
     def __init__(self, server: Server, pause_s: float = 0.02) -> None:
         self.shift = 0.0
-        self.lying = False
+        self.lying = self.failing = False
+        self.delay_s = 0.0
         self.rounds = 0
         self.trouble: list[BaseException] = []
         self._server = server
         self._pause_s = pause_s
+        self._waiting: deque[tuple[float, list[dict[str, Any]]]] = deque()
         self._dice = np.random.default_rng(7)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -127,21 +141,25 @@ class Traffic:
             assert status == 200, answer
             prediction = answer["parameters"]["prediction_id"]
             truth = (self._dice.random(ROWS) < answer["outputs"][0]["data"]) ^ self.lying
-            self._label(prediction, truth.tolist())
+            said = [
+                {"prediction_id": prediction, "row": row, "name": "late", "value": value}
+                for row, value in enumerate(truth.tolist())
+            ]
+            self._waiting.append((time.monotonic() + self.delay_s, said))
+        while self._waiting and self._waiting[0][0] <= time.monotonic():
+            self.tell(self._waiting.popleft()[1])
         self._post("/v1/feedback", {"prediction_id": prediction, "name": "nobody-declared-this", "value": True})
         self._post("/v2/models/m/infer", {"inputs": []})
         self._post("/v2/models/m/infer", {**document, "parameters": {"timeout": 1}})
-        index = 99 if self.rounds % 4 == 0 else 1
+        index = 99 if self.failing or self.rounds % 4 == 0 else 1
         self._post(
             "/v2/models/brittle/infer",
             {"inputs": [{"name": "x", "shape": [1], "datatype": "INT64", "data": [index]}]},
         )
         self.rounds += 1
 
-    def _label(self, prediction: str, truth: list[bool]) -> None:
-        events = [
-            {"prediction_id": prediction, "row": row, "name": "late", "value": value} for row, value in enumerate(truth)
-        ]
+    def tell(self, events: Sequence[dict[str, Any]]) -> None:
+        """Send feedback."""
         status, answer = self._post("/v1/feedback:batch", b"\n".join(json.dumps(event).encode() for event in events))
         assert status == 200, answer
         assert answer["refused"] == 0, answer
