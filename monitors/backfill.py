@@ -5,11 +5,9 @@ It is the same watcher as in the service, so its counts are those of a service t
 
 from __future__ import annotations
 
-import heapq
-from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,40 +18,12 @@ from gateway.journal.columns import Tensor, source_of, tensors_of, to_array
 from gateway.journal.reader import Damaged, Segment
 from gateway.journal.schema import VARYING, SegmentSpec
 from monitors.alarms import Alarm
+from monitors.merge import Origin, Piece, merged
 from monitors.tail import ANSWERED, Tail, flat
 from monitors.types import Array, Columns
 from monitors.watcher import Watcher
 
-SLACK_NS = 60_000_000_000
-"""Within a segment rows stand in the order in which they were decoded; their times may be so much out of order."""
-
 Key = tuple[str, int]
-
-
-class Piece(NamedTuple):
-    """Some rows of a source: those that were answered as `columns`, `loose` requests without columns, `rows` of all."""
-
-    columns: Columns
-    loose: int
-    rows: int
-
-
-class Origin(NamedTuple):
-    """One segment, wherever it is kept: about how many rows, and how to read them."""
-
-    opened_ns: int
-    prefix: str
-    rows: int
-    read: Callable[[], Iterator[Piece]]
-
-
-class _Head(NamedTuple):
-    """The next piece of a source, and what follows it. No two have the same time and prefix."""
-
-    first_ns: int
-    prefix: str
-    piece: Piece
-    rest: Iterator[Piece]
 
 
 class Backfill:
@@ -88,7 +58,7 @@ class Backfill:
             opened_ns = archive.opened_ns(prefix)
             found[prefix] = Origin(opened_ns, prefix, self._tail.waiting(prefix), self._segment(prefix))
             self.bare.pop(prefix, None)
-        self._origins = sorted(found.values())
+        self._origins = list(found.values())
         self.rows = sum(origin.rows for origin in self._origins)
 
     def _archived(self, place: archive.Place, folder: Path) -> Origin | None:
@@ -104,7 +74,7 @@ class Backfill:
     def _segment(self, prefix: str) -> Callable[[], Iterator[Piece]]:
         def read() -> Iterator[Piece]:
             for rows in self._tail.read(prefix):
-                yield Piece(rows.columns, rows.loose, rows.stop - rows.start)
+                yield Piece(rows.columns, rows.loose, rows.stop - rows.start, rows.stop)
 
         return read
 
@@ -114,13 +84,16 @@ class Backfill:
         Afterwards its cursors are behind the rows of every segment that was read. `advance` is told of rows.
         """
         raised: list[Alarm] = []
-        for piece, complete_ns in self._merged():
-            self._feed(watcher, piece)
-            raised += watcher.close(min(complete_ns, until_ns))
-            advance(piece.rows)
+        for turn in merged(self._origins, self._fail):
+            self._feed(watcher, turn.piece)
+            raised += watcher.close(min(turn.complete_ns, until_ns))
+            advance(turn.piece.rows)
         raised += watcher.close(until_ns)
         watcher.cursors = self._cursors | self._tail.cursors
         return raised
+
+    def _fail(self, prefix: str, why: str) -> None:
+        self.damaged[prefix] = why
 
     def _feed(self, watcher: Watcher, piece: Piece) -> None:
         columns, loose = piece.columns, piece.loose
@@ -128,38 +101,7 @@ class Backfill:
             first, last = int(columns.time_ns.min()), int(columns.time_ns.max())
             self.first_ns = first if self.first_ns is None else min(first, self.first_ns)
             self.last_ns = last if self.last_ns is None else max(last, self.last_ns)
-        while watcher.baseline is None and len(columns):
-            # No more rows are learned from than were asked for.
-            needed = watcher.rule.learn_rows - watcher.progress.rows
-            watcher.update(columns.take(slice(0, needed)), loose)
-            columns, loose = columns.take(slice(needed, None)), 0
         watcher.update(columns, loose)
-
-    def _merged(self) -> Iterator[tuple[Piece, int]]:
-        """The pieces of all sources, that with the earliest row first; and by when all rows before then have come."""
-        waiting = deque(self._origins)
-        heap: list[_Head] = []
-        while waiting or heap:
-            while waiting and (not heap or waiting[0].opened_ns - SLACK_NS <= heap[0].first_ns):
-                origin = waiting.popleft()
-                yield from self._hold(heap, origin.prefix, origin.read())
-            if heap:
-                head = heapq.heappop(heap)
-                yield from self._hold(heap, head.prefix, head.rest)
-                begins = [each.first_ns for each in heap[:1]] + [origin.opened_ns for origin in list(waiting)[:1]]
-                yield head.piece, min(begins, default=head.first_ns) - SLACK_NS
-
-    def _hold(self, heap: list[_Head], prefix: str, rest: Iterator[Piece]) -> Iterator[tuple[Piece, int]]:
-        """Put the next piece of a source that has times into the heap; those without need no order."""
-        try:
-            for piece in rest:
-                if len(piece.columns):
-                    heapq.heappush(heap, _Head(int(piece.columns.time_ns.min()), prefix, piece, rest))
-                    return
-                yield piece, 0
-        except (Damaged, OSError) as error:
-            # The rest of it is not counted, which is said; all else is.
-            self.damaged[prefix] = str(error) if isinstance(error, Damaged) else error.strerror or str(error)
 
 
 def versions(data: Path, model: str | None = None, version: int | None = None) -> list[Key]:

@@ -12,7 +12,7 @@ import sqlite3
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -92,7 +92,7 @@ class _Counted(NamedTuple):
 class Labels:
     """The labels of all versions of a server. Belongs to one thread; `lock` is held while a version changes."""
 
-    def __init__(self, folder: Path, ledger: Changes, fetcher: Fetcher, lock: threading.Lock) -> None:
+    def __init__(self, folder: Path, ledger: Changes, fetcher: Fetcher, lock: AbstractContextManager[None]) -> None:
         self._path = folder / FILE
         self._ledger, self._fetcher, self._lock = ledger, fetcher, lock
         self._store: sqlite3.Connection | None = None

@@ -11,20 +11,24 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from gateway.errors import HeadgateError
+from gateway.journal import archive
 from gateway.journal.reader import Locator
 from gateway.journal.schema import SegmentSpec
 from monitors.alarms import Alarm
 from monitors.baseline.document import Baseline
 from monitors.fetch import Fetcher
 from monitors.labels import Changes, Labels
+from monitors.merge import Origin, Piece, merged
 from monitors.tail import Tail
 from monitors.task import Task
+from monitors.turns import Turns
 from monitors.watcher import Rule, Watcher
 
 log = logging.getLogger("headgate.monitors")
@@ -36,6 +40,9 @@ GRACE_S = 5.0
 """How long after its end a block may still get rows: a record is there when its reply is, its time is its arrival."""
 
 CHECKPOINT_S = 10.0
+STEP_ROWS = 1 << 20
+"""How many rows of a version are read before others have their turn, and before it is saved how far it is."""
+
 LABELS_S = 2.0
 """How often the ledger is asked for labels: what they change is written with every answer."""
 
@@ -74,7 +81,8 @@ class Service:
         self._subject = subject
         self._notify = notify
         self.now_ns = now_ns
-        self._lock = threading.Lock()
+        self._lock = Turns()
+        self._saving = threading.Lock()
         self._labels: Labels | None = None
         if ledger is not None:
             self._labels = Labels(self._folder, ledger, Fetcher(data, Locator(data)), self._lock)
@@ -85,10 +93,11 @@ class Service:
         self._thread: threading.Thread | None = None
         self._saved_at = float("-inf")
         self._ignored: set[Key] = set()
+        self._torn: set[str] = set()
+        self._behind = False
         self.watchers: dict[Key, Watcher] = {}
         self._finished: frozenset[str] = frozenset()
         self.cpu_s = 0.0
-        self.rows = 0
         self.lag = 0
         """Rows that waited when it last looked."""
 
@@ -115,7 +124,8 @@ class Service:
                 self.step()
             except Exception as error:  # a defect in one monitor must not end the others for good
                 log.error("monitors failed", exc_info=error, extra={"event": "monitors-failed"})
-            self._stop.wait(POLL_S)
+            if not self._behind:
+                self._stop.wait(POLL_S)
         try:
             self.checkpoint()
         except OSError as error:
@@ -127,6 +137,7 @@ class Service:
         """Read what is new, close what is complete, raise what is due; save now and then. Raises OSError."""
         began = time.thread_time()
         raised: list[Alarm] = []
+        self._behind = False
         groups: dict[Key, list[str]] = {}
         specs = self._tail.specs()
         for prefix, spec in specs.items():
@@ -197,18 +208,49 @@ class Service:
                 log.error("answers cannot be judged", extra={"event": "performance-failed", **facts})
 
     def _feed(self, watcher: Watcher, prefixes: Sequence[str]) -> Sequence[Alarm]:
-        for prefix in prefixes:
-            if self._stop.is_set():
-                return ()
-            for rows in self._tail.read(prefix):
-                with self._lock:
-                    watcher.update(rows.columns, rows.loose)
-                self.rows += rows.stop - rows.start
-                if self._stop.is_set():
-                    return ()
+        """Count what is new, by segments side by side, and look at the evidence of blocks as they become complete."""
+        raised: list[Alarm] = []
+        room = STEP_ROWS
         with self._lock:
-            watcher.cursors = {prefix: self._tail.cursors.get(prefix, 0) for prefix in prefixes}
-            return watcher.close(self.now_ns() - int(GRACE_S * 1e9))
+            watcher.cursors = {prefix: watcher.cursors.get(prefix, 0) for prefix in prefixes}
+        origins = [
+            Origin(archive.opened_ns(prefix), prefix, 0, partial(self._pieces, prefix))
+            for prefix in prefixes
+            if self._tail.waiting(prefix) and prefix not in self._torn
+        ]
+        for turn in merged(origins, self._fail):
+            with self._lock:
+                # One step, so that no checkpoint has the rows without the cursor. The cursor first: rows that a defect
+                # cannot take must not be tried for ever.
+                watcher.cursors[turn.prefix] = turn.piece.stop
+                watcher.update(turn.piece.columns, turn.piece.loose)
+            raised += self._close(watcher, turn.complete_ns)
+            room -= turn.piece.rows
+            if room <= 0 or self._stop.is_set():
+                # What was read ahead is read again: the watcher says what was counted.
+                self._tail.cursors.update(watcher.cursors)
+                self._behind = True
+                return raised
+        return [*raised, *self._close(watcher, self.now_ns())]
+
+    def _pieces(self, prefix: str) -> Iterator[Piece]:
+        for rows in self._tail.read(prefix):
+            yield Piece(rows.columns, rows.loose, rows.stop - rows.start, rows.stop)
+
+    def _fail(self, prefix: str, why: str) -> None:
+        self._torn.add(prefix)
+        log.error("a segment cannot be read", extra={"event": "segment-failed", "prefix": prefix, "reason": why})
+
+    def _close(self, watcher: Watcher, until_ns: int) -> Sequence[Alarm]:
+        """Look at the evidence of all blocks that are complete. Who waits for the lock gets it after each of them."""
+        raised: list[Alarm] = []
+        until_ns = min(until_ns, self.now_ns() - int(GRACE_S * 1e9))
+        while not self._stop.is_set():
+            with self._lock:
+                if not watcher.is_due(until_ns):
+                    return [*raised, *watcher.close(until_ns)]
+                raised += watcher.close_next()
+        return raised
 
     def _watcher(self, key: Key) -> Watcher | None:
         found = self.watchers.get(key)
@@ -258,23 +300,25 @@ class Service:
 
     def checkpoint(self) -> None:
         """Write the state of every watcher. Raises OSError."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        for key, watcher in self.watchers.items():
-            with self._lock:
-                data = watcher.to_bytes()
-            if data:
-                path = self._path(key)
-                scratch = path.with_suffix(".part")
-                scratch.write_bytes(data)
-                scratch.replace(path)
-        self._saved_at = time.monotonic()
+        # Whoever acknowledges an alarm saves too: two that wrote one file could leave half of each.
+        with self._saving:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            for key, watcher in list(self.watchers.items()):
+                with self._lock:
+                    data = watcher.to_bytes()
+                if data:
+                    path = self._path(key)
+                    scratch = path.with_suffix(".part")
+                    scratch.write_bytes(data)
+                    scratch.replace(path)
+            self._saved_at = time.monotonic()
 
     def acknowledge(self, alarm_id: str, by: str, note: str = "", quiet_s: float = 0.0) -> Alarm | None:
         """Take note of an alarm; None where there is none of that id. Raises OSError where it cannot be saved."""
         now_ns = self.now_ns()
         quiet_until_ns = now_ns + int(quiet_s * 1e9) if quiet_s else None
         found = None
-        for key, watcher in self.watchers.items():
+        for key, watcher in list(self.watchers.items()):
             for alarms in watcher.every_alarms:
                 if any(alarm.id == alarm_id for alarm in alarms.all):
                     with self._lock:

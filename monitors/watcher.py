@@ -84,6 +84,7 @@ class Watcher:
         self._closed_ns = 0
         self._block_ns = int(rule.block_s * SECOND_NS)
         self._pane_ns = int(rule.window_s * SECOND_NS / PANES)
+        self._blocks: dict[int, State] = {}
         self.performance: Labelled | None = None
         if task is not None:
             self.performance = Labelled.of((model, version), task, baseline, self.budget, rule.block_s)
@@ -103,7 +104,6 @@ class Watcher:
         self.total = State(layout)
         self.window = State(layout)
         self._panes: dict[int, State] = {}
-        self._blocks: dict[int, State] = {}
 
     @property
     def progress(self) -> Progress:
@@ -128,8 +128,12 @@ class Watcher:
         if self.performance is not None:
             self.performance.update(columns)
         if self.baseline is None:
-            self._learn(columns)
-            return
+            # No more rows are learned from than were asked for: what follows them is compared with them.
+            needed = self.rule.learn_rows - sum(map(len, self._learning))
+            self._learn(columns.take(slice(0, needed)))
+            columns = columns.take(slice(needed, None))
+            if not len(columns):
+                return
         times = columns.time_ns
         first, last = int(times.min()) // self._block_ns, int(times.max()) // self._block_ns
         if first == last:
@@ -169,22 +173,29 @@ class Watcher:
         self._learning.clear()
         self._begin(build(Arrays(kept, answers, time_ns=times), learned=True))
 
+    def is_due(self, until_ns: int) -> bool:
+        """Whether there is a block that ended by then, whose evidence nobody has looked at."""
+        return bool(self._blocks) and (min(self._blocks) + 1) * self._block_ns <= until_ns
+
     def close(self, until_ns: int) -> Sequence[Alarm]:
         """Look at the evidence of every block that ended by then; alarms that are due. Blocks close in order, once."""
-        if self.baseline is None:
-            return ()
         raised: list[Alarm] = []
-        for block in sorted(self._blocks):
-            began_ns = block * self._block_ns
-            if began_ns + self._block_ns > until_ns:
-                break
-            state = self._blocks.pop(block)
-            self._training.update(state.counts, began_ns)
-            self._recent.update(state.counts, began_ns)
-            self._slide(began_ns, state)
-            raised += self.alarms.check(began_ns + self._block_ns)
-        self._closed_ns = max(self._closed_ns, until_ns // self._block_ns * self._block_ns)
+        while self.is_due(until_ns):
+            raised += self.close_next()
+        if self.baseline is not None:
+            self._closed_ns = max(self._closed_ns, until_ns // self._block_ns * self._block_ns)
         return raised
+
+    def close_next(self) -> Sequence[Alarm]:
+        """Look at the evidence of the oldest block, which must be complete; the alarms that are due."""
+        block = min(self._blocks)
+        began_ns = block * self._block_ns
+        state = self._blocks.pop(block)
+        self._training.update(state.counts, began_ns)
+        self._recent.update(state.counts, began_ns)
+        self._slide(began_ns, state)
+        self._closed_ns = max(self._closed_ns, began_ns + self._block_ns)
+        return self.alarms.check(began_ns + self._block_ns)
 
     def _slide(self, began_ns: int, state: State) -> None:
         pane = began_ns // self._pane_ns

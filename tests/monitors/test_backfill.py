@@ -19,9 +19,10 @@ from gateway.journal.reader import segments
 from gateway.settings import Settings
 from gateway.types import Contract, TensorSpec
 from monitors.alarms import Alarm
-from monitors.backfill import Backfill, Origin, Piece, versions
+from monitors.backfill import Backfill, versions
 from monitors.baseline.build import Arrays, build
 from monitors.baseline.document import Baseline
+from monitors.merge import Origin, Piece
 from monitors.service import Service, Subject
 from monitors.types import Columns
 from monitors.watcher import Rule, Watcher

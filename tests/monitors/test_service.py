@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +25,15 @@ from gateway.models.servable import Servable
 from gateway.oip.limits import Limits
 from gateway.telemetry.store import CounterStore
 from gateway.types import Contract, TensorSpec
+from loadtests.catchup import write as write_segment
 from monitors.alarms import Alarm
 from monitors.baseline.build import Arrays, build
 from monitors.baseline.document import Baseline
 from monitors.metrics import Collector
 from monitors.service import Service, Subject
-from monitors.tail import Tail
-from monitors.watcher import Rule
+from monitors.tail import Rows, Tail
+from monitors.turns import Turns
+from monitors.watcher import Rule, Watcher
 from tests.inference.fakes import FakeDoor, FakeSession, servable, table_of
 
 CONTRACT = Contract(
@@ -116,6 +122,27 @@ def service(data: Path, baseline: Baseline | None, told: list[Alarm] | None = No
     return Service(data, lambda *_: Subject(RULE, baseline), notify, Ahead())
 
 
+class Killed(BaseException):
+    """The end of a process that nothing catches."""
+
+
+def interrupted(watching: Service, after: int, meanwhile: Callable[[], None]) -> None:
+    """A step that reads five rows at a time; before the next stretch after so many, something else happens."""
+    read, seen = watching._tail.read, [0]
+
+    def slowly(prefix: str) -> Iterator[Rows]:
+        for rows in read(prefix, limit=5):
+            yield rows
+            seen[0] += 1
+            if seen[0] == after:
+                meanwhile()
+
+    watching._tail.read = slowly  # type: ignore[method-assign,assignment]
+    with suppress(Killed):
+        watching.step()
+    watching._tail.read = read  # type: ignore[method-assign]
+
+
 def test_strings_and_numbers_of_every_row_are_seen_once_and_refused_requests_never(tmp_path: Path) -> None:
     gate = Gate(tmp_path)
     tail = Tail(tmp_path / "journal")
@@ -157,13 +184,23 @@ def test_an_output_that_nobody_asked_for_is_missing_and_no_zero(tmp_path: Path) 
 
 
 @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(steps=st.lists(st.sampled_from(["send", "step", "die", "save"]), min_size=3, max_size=12))
+@given(
+    steps=st.lists(
+        st.sampled_from(["send", "step", "die", "save", "stop amid rows", "die amid rows"]), min_size=3, max_size=12
+    ),
+    after=st.integers(1, 9),
+)
 def test_whenever_it_dies_every_row_is_counted_once_and_the_state_is_that_of_one_that_never_did(
-    tmp_path_factory: pytest.TempPathFactory, steps: list[str]
+    tmp_path_factory: pytest.TempPathFactory, steps: list[str], after: int
 ) -> None:
     data = tmp_path_factory.mktemp("data")
     gate, baseline = Gate(data), trained(500)
     watching = service(data, baseline)
+
+    def saved_and_killed() -> None:
+        watching.checkpoint()
+        raise Killed
+
     for step in [*steps, "send", "step"]:
         if step == "send":
             gate.send(20)
@@ -171,6 +208,13 @@ def test_whenever_it_dies_every_row_is_counted_once_and_the_state_is_that_of_one
             watching.step()
         elif step == "save":
             watching.checkpoint()
+        elif step == "stop amid rows":
+            interrupted(watching, after, watching._stop.set)
+            watching.checkpoint()
+            watching = service(data, baseline)
+        elif step == "die amid rows":
+            interrupted(watching, after, saved_and_killed)
+            watching = service(data, baseline)
         else:
             watching = service(data, baseline)
     watching.step()
@@ -180,6 +224,108 @@ def test_whenever_it_dies_every_row_is_counted_once_and_the_state_is_that_of_one
     (one,), (other,) = watching.watchers.values(), whole.watchers.values()
     assert one.progress.rows == gate.rows
     assert one.counted().to_bytes() == other.counted().to_bytes()
+
+
+def test_a_stop_or_a_kill_amid_rows_counts_none_of_them_twice(tmp_path: Path) -> None:
+    """1. A service is stopped while it reads. 2. Another saves while it reads, as when an alarm is acknowledged, and
+    is killed before it is through. Result: a third has every row once.
+    """
+    gate, baseline = Gate(tmp_path), trained(500)
+    for _ in range(2):
+        gate.send(40)
+        watching = service(tmp_path, baseline)
+        interrupted(watching, 3, watching._stop.set)
+        watching.checkpoint()
+    watching = service(tmp_path, baseline)
+
+    def saved_and_killed() -> None:
+        watching.checkpoint()
+        raise Killed
+
+    interrupted(watching, 3, saved_and_killed)
+    after = service(tmp_path, baseline)
+    after.step()
+    assert after.watchers["m", 1].progress.rows == gate.rows
+
+
+def test_who_saves_while_others_save_writes_its_file_after_theirs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1. A checkpoint is being written. 2. Somebody acknowledges an alarm, which saves too.
+    Result: one after the other, as both write one scratch file.
+    """
+    gate, watching = Gate(tmp_path), service(tmp_path, trained(500))
+    gate.send(20)
+    watching.step()
+    begun, go_on, order = threading.Event(), threading.Event(), list[str]()
+    write_bytes = Path.write_bytes
+
+    def slowly(path: Path, data: bytes) -> int:
+        order.append("begins")
+        begun.set()
+        go_on.wait(30)
+        order.append("ends")
+        return write_bytes(path, data)
+
+    monkeypatch.setattr(Path, "write_bytes", slowly)
+    savers = [threading.Thread(target=watching.checkpoint) for _ in range(2)]
+    savers[0].start()
+    assert begun.wait(30)
+    savers[1].start()
+    # The second has got as far as it can when it waits for the first, or when it has begun in spite of it.
+    while not (order == ["begins", "begins"] or watching._saving.locked()):
+        time.sleep(0.001)
+    go_on.set()
+    for saver in savers:
+        saver.join(30)
+    assert order == ["begins", "ends"] * 2
+    service(tmp_path, trained(500)).step()
+
+
+def test_blocks_of_a_backlog_close_while_it_is_read(tmp_path: Path) -> None:
+    """1. Two segments hold the same two hours. 2. A service that was away reads them.
+    Result: few blocks wait at a time, and no row is late.
+    """
+    now = time.time_ns()
+    for number in range(2):
+        write_segment(tmp_path / "journal", now - 7_200_000_000_000 + number, 7200, 1_000_000_000, number=number)
+    baseline = build(Arrays({"x": np.random.default_rng(0).normal(0, 1, 1000).astype(np.float32)}))
+    watching = Service(tmp_path, lambda *_: Subject(Rule(block_s=60), baseline), lambda alarm: None, lambda: now)
+    read, waiting = watching._tail.read, list[int]()
+    watching._tail.read = partial(read, limit=100)  # type: ignore[method-assign]
+    close = watching._close
+
+    def noted(watcher: Watcher, until_ns: int) -> Any:
+        waiting.append(len(watcher._blocks))
+        return close(watcher, until_ns)
+
+    watching._close = noted  # type: ignore[method-assign]
+    watching.step()
+    (watcher,) = watching.watchers.values()
+    assert (watcher.progress.rows, watcher.late) == (14_400, 0)
+    assert max(waiting) < 10
+    assert watcher.total.rows > 13_000
+
+
+def test_who_waits_for_the_lock_gets_it_before_one_who_takes_it_again_at_once() -> None:
+    """1. One thread holds the lock, another waits for it. 2. The first lets go, and wants it again at once.
+    Result: it is the other's turn. A plain lock would hardly ever pass to the other.
+    """
+    turns, order = Turns(), list[str]()
+
+    def other() -> None:
+        with turns:
+            order.append("other")
+
+    waiting = threading.Thread(target=other)
+    with turns:
+        waiting.start()
+        while not turns._door.locked():
+            time.sleep(0.001)
+    with turns:
+        order.append("again")
+    waiting.join(30)
+    assert order == ["other", "again"]
 
 
 def test_without_a_baseline_one_is_learned_and_says_so(tmp_path: Path) -> None:
