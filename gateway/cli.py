@@ -189,13 +189,16 @@ def _baseline_build(args: argparse.Namespace) -> int:
 def _monitor_backfill(args: argparse.Namespace) -> int:
     from gateway import server
     from gateway.control.monitoring import subject
+    from gateway.ledger import dialect
+    from gateway.ledger.reading import Ledger
     from monitors import backfill_cli
 
     chosen = settings.load(vars(args), os.environ)
     lock = server.hold(chosen) if args.write else None
     try:
         now_ns = journal_cli.SystemClock.now_ns()
-        return backfill_cli.run(args, chosen.data, partial(subject, chosen.models), now_ns)
+        ledger = Ledger(dialect.location(chosen.data))
+        return backfill_cli.run(args, chosen.data, partial(subject, chosen.models), now_ns, ledger)
     finally:
         if lock is not None:
             os.close(lock)

@@ -24,8 +24,8 @@ from gateway.progress import Progress
 from loadtests.processes import choose_cores, pinned
 from monitors.baseline.build import Arrays, build
 from monitors.baseline.document import Baseline
+from monitors.rule import Rule
 from monitors.service import Service, Subject
-from monitors.watcher import Rule
 
 HOLD_S = 60.0
 FEATURES = 30

@@ -24,6 +24,15 @@ SENTENCES = {
     "performs-worse": "the losses are higher than they may be",
     "scores-out-of-order": "the scores have changed over time",
 }
+LEARNED_SENTENCES = {
+    "different-from-training": "the rows differ from the first ones, which its baseline was learned from",
+    "performs-worse": "the losses are higher than those of the first labels",
+}
+"""Where there is nothing of the training data to compare with."""
+
+
+WITHOUT_BASELINE = ("changed-since-last-week", "scores-out-of-order")
+"""Kinds that compare rows with those before them."""
 
 
 class Acknowledgement(msgspec.Struct, frozen=True):
@@ -38,7 +47,9 @@ class Alarm(msgspec.Struct, frozen=True):
     """A message that the evidence against "nothing has changed" has reached what the budget asks for.
 
     `id` is unique and the same when the same rows are read again. `log_m` and `log_threshold` are natural logarithms;
-    `finding` says what it is about, as it was when the alarm was raised. Times are Unix nanoseconds.
+    `finding` says what it is about, as it was when the alarm was raised. Times are Unix nanoseconds. `baseline`: what
+    "usual" means: "built" from training data, "learned" from the first live rows (or labels), or "none".
+    `delivered`: whether the receiver of a webhook has taken it.
     """
 
     id: str
@@ -52,11 +63,15 @@ class Alarm(msgspec.Struct, frozen=True):
     log_threshold: float
     finding: Finding
     acknowledged: Acknowledgement | None = None
+    baseline: str = "built"
+    delivered: bool = False
 
     @property
     def sentence(self) -> str:
         """One sentence for a person."""
         what = SENTENCES.get(self.kind, self.kind)
+        if self.baseline == "learned":
+            what = LEARNED_SENTENCES.get(self.kind, what)
         since = f" since about {_clock(self.finding.began_ns)}" if self.finding.began_ns is not None else ""
         named = [f"{each.feature} (PSI {each.psi:.2f}, {each.largest[0]})" for each in self.finding.features[:3]]
         named += [f"{each.loss} {each.mean:.4g} over {each.bound:.4g}" for each in self.finding.losses[:3]]
@@ -75,9 +90,14 @@ class Alarms:
     evidence starts anew, and a change that is still there raises the next alarm, unless quiet was asked for.
     """
 
-    def __init__(self, model: str, version: int, watches: Mapping[str, Watch], *, keep: int = 200) -> None:
-        """`keep`: how many alarms are remembered; older ones that are acknowledged are dropped, and counted."""
+    def __init__(
+        self, model: str, version: int, watches: Mapping[str, Watch], *, baseline: str = "built", keep: int = 200
+    ) -> None:
+        """`baseline`: see `Alarm`. `keep`: how many alarms are remembered; older ones that are acknowledged are
+        dropped, and counted.
+        """
         self.model, self.version, self.watches, self.keep = model, version, dict(watches), keep
+        self.baseline = baseline
         self.raised = 0
         self.forgotten = 0
         self._alarms: list[Alarm] = []
@@ -121,6 +141,7 @@ class Alarms:
             log_m=watch.log_m,
             log_threshold=watch.log_threshold,
             finding=watch.finding(),
+            baseline="none" if watch.kind in WITHOUT_BASELINE else self.baseline,
         )
         self.raised += 1
         self._alarms.append(alarm)
@@ -156,11 +177,20 @@ class Alarms:
         self._alarms[place] = msgspec.structs.replace(alarm, acknowledged=Acknowledgement(by, at_ns, note))
         return self._alarms[place]
 
+    def deliver(self, alarm_id: str) -> bool:
+        """Note that the receiver of a webhook has an alarm; False where there is none of that id."""
+        for place, alarm in enumerate(self._alarms):
+            if alarm.id == alarm_id:
+                self._alarms[place] = msgspec.structs.replace(alarm, delivered=True)
+                return True
+        return False
+
     def value(self) -> dict[str, dict[str, Any]]:
         """By watch: its evidence as a natural logarithm (None: none yet), what an alarm takes, budget and latch."""
         return {
             name: {
                 "kind": watch.kind,
+                "baseline": "none" if watch.kind in WITHOUT_BASELINE else self.baseline,
                 "budget": str(watch.budget),
                 "log_m": watch.log_m if watch.log_m > float("-inf") else None,
                 "log_threshold": watch.log_threshold,
@@ -181,16 +211,20 @@ class Alarms:
         return pack(KIND, state)
 
     def load(self, data: bytes) -> None:
-        """Go on where `to_bytes` was called. Raises ValueError where the state is not that of these watches."""
+        """Go on where `to_bytes` was called. Raises ValueError where the state is not that of alarms.
+
+        A watch whose state is of another form, since other blocks or classes of time are asked for now, begins anew.
+        """
         state = unpack(KIND, data, FIELDS)
-        if set(state["watches"]) != set(self.watches):
-            raise ValueError(f"expected the state of {sorted(self.watches)}, got that of {sorted(state['watches'])}")
         try:
             alarms = msgspec.json.decode(state["alarms"], type=list[Alarm])
         except msgspec.MsgspecError as error:
             raise ValueError(f"the alarms in the state cannot be read: {error}") from error
         for name, watch in self.watches.items():
-            watch.load(state["watches"][name])
+            try:
+                watch.load(state["watches"][name])
+            except (KeyError, ValueError):
+                watch.restart()
         self._alarms, self._quiet_until = alarms, dict(state["quiet_until"])
         self.raised, self.forgotten = state["raised"], state["forgotten"]
 

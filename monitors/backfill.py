@@ -74,7 +74,7 @@ class Backfill:
     def _segment(self, prefix: str) -> Callable[[], Iterator[Piece]]:
         def read() -> Iterator[Piece]:
             for rows in self._tail.read(prefix):
-                yield Piece(rows.columns, rows.loose, rows.stop - rows.start, rows.stop)
+                yield Piece(rows.columns, rows.loose, rows.stop - rows.start, rows.requests, rows.stop)
 
         return read
 
@@ -96,12 +96,12 @@ class Backfill:
         self.damaged[prefix] = why
 
     def _feed(self, watcher: Watcher, piece: Piece) -> None:
-        columns, loose = piece.columns, piece.loose
+        columns = piece.columns
         if len(columns):
             first, last = int(columns.time_ns.min()), int(columns.time_ns.max())
             self.first_ns = first if self.first_ns is None else min(first, self.first_ns)
             self.last_ns = last if self.last_ns is None else max(last, self.last_ns)
-        watcher.update(columns, loose)
+        watcher.update(columns, piece.loose, piece.requests)
 
 
 def versions(data: Path, model: str | None = None, version: int | None = None) -> list[Key]:
@@ -121,7 +121,7 @@ def archived(path: Path, index: Path) -> Iterator[Piece]:
     spec = source_of(schema).segment
     own = {(column.group, column.name) for column in spec.columns}
     tensors = [each for each in tensors_of(spec) if (each.group, each.name) in own or _is_text(each)]
-    wanted = ["row", "time_ns", "status", "whole", *(each.field for each in tensors)]
+    wanted = ["row", "time_ns", "status", "latency_ns", "whole", *(each.field for each in tensors)]
     loose = _without_columns(spec, index)
     begun = 0
     for batch in archive.read(path, wanted):
@@ -138,7 +138,11 @@ def archived(path: Path, index: Path) -> Iterator[Piece]:
         apart = loose[request] | np.asarray(batch.column("whole").to_numpy(zero_copy_only=False), np.bool_)
         answered = (_numbers(batch, "status") == ANSWERED) & ~apart
         keep: Any = slice(None) if answered.all() else answered
-        yield Piece(_columns(batch, tensors, keep), int(np.count_nonzero(begins & apart)), rows)
+        requests = Columns(
+            _numbers(batch, "time_ns")[begins],
+            {name: _numbers(batch, name)[begins].astype(np.int64) for name in ("status", "latency_ns")},
+        )
+        yield Piece(_columns(batch, tensors, keep), int(np.count_nonzero(begins & apart)), rows, requests)
 
 
 def _columns(batch: pa.RecordBatch, tensors: list[Tensor], keep: Any) -> Columns:

@@ -5,19 +5,24 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from gateway.errors import HeadgateError, SettingError
+from gateway.journal.reader import Locator
 from gateway.progress import Progress
 from monitors.alarms import Alarm
 from monitors.backfill import Backfill, Key, versions
 from monitors.baseline.document import Baseline
-from monitors.quality.report import constant
-from monitors.report import plain, table
+from monitors.fetch import Fetcher
+from monitors.labelled import Labelled
+from monitors.labels import Changes, Labels
+from monitors.report import plain, rows_report, table
 from monitors.service import GRACE_S, Service, Subject
+from monitors.turns import Turns
 from monitors.watcher import Watcher
 
 COLUMNS = (
@@ -31,11 +36,17 @@ COLUMNS = (
 """What the table shows of each feature: a heading, a statistic or rate, and its field."""
 
 
-def run(args: argparse.Namespace, data: Path, subject: Callable[[str, int], Subject | None], now_ns: int) -> int:
+def run(
+    args: argparse.Namespace,
+    data: Path,
+    subject: Callable[[str, int], Subject | None],
+    now_ns: int,
+    ledger: Changes | None = None,
+) -> int:
     """Watch the predictions of the versions that are asked for, and print what was found.
 
-    `subject`: how a version is watched. `now_ns`: blocks that ended by then are complete. With `args.write` nobody else
-    may use the data folder. Raises SettingError, HeadgateError, OSError.
+    `subject`: how a version is watched. `now_ns`: blocks that ended by then are complete. `ledger`: where their labels
+    are. With `args.write` nobody else may use the data folder. Raises SettingError, HeadgateError, OSError.
     """
     if args.write and args.baseline is not None:
         raise SettingError("write: the server goes on with the baseline of the version, not with that of --baseline")
@@ -61,6 +72,8 @@ def run(args: argparse.Namespace, data: Path, subject: Callable[[str, int], Subj
         backfill = Backfill(data, key)
         with Progress(backfill.rows, f"rows of {key[0]} {key[1]}", sys.stderr) as progress:
             alarms = backfill.run(watcher, now_ns - int(GRACE_S * 1e9), progress.advance)
+        if ledger is not None and watcher.performance is not None:
+            alarms += _judge(data, ledger, key, watcher.performance, now_ns)
         if args.write and watcher.baseline is not None:
             service.watchers[key] = watcher
         told.append(_found(key, backfill, watcher, alarms, written=key in service.watchers))
@@ -71,6 +84,21 @@ def run(args: argparse.Namespace, data: Path, subject: Callable[[str, int], Subj
     if args.json:
         print(json.dumps(plain(told), indent=2))
     return 0
+
+
+def _judge(data: Path, ledger: Changes, key: Key, performance: Labelled, now_ns: int) -> list[Alarm]:
+    """Give a version all labels that the ledger has; the alarms that they raise. What a server has counted stays."""
+    alarms: list[Alarm] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        labels = Labels(Path(scratch), ledger, Fetcher(data, Locator(data)), Turns())
+        try:
+            while labels.step({key: performance}, now_ns - int(GRACE_S * 1e9), alarms.append):
+                pass
+        except HeadgateError as error:
+            print(f"headgate: {key[0]} version {key[1]}: {error}", file=sys.stderr)
+        finally:
+            labels.close()
+    return alarms
 
 
 def _baseline(path: Path | None) -> Baseline | None:
@@ -92,19 +120,19 @@ def _found(key: Key, backfill: Backfill, watcher: Watcher, alarms: Sequence[Alar
         "to_ns": backfill.last_ns,
         "without_inputs": sum(backfill.bare.values()),
         "damaged": backfill.damaged,
+        "operation": watcher.operation_value(),
+        "performance": None if watcher.performance is None else watcher.performance.value(),
         "alarms": [alarm.explain() for alarm in alarms],
         "written": written,
     }
     if watcher.baseline is None:
         return found
-    counted, reference = watcher.counted(), watcher.baseline.state
-    stuck = constant(reference, counted)
+    counted = watcher.counted()
     return {
         **found,
         "rows": counted.rows,
-        "features": table(reference, counted),
-        "window_features": table(reference, watcher.window),
-        "constant": [name for name, is_stuck in zip(reference.layout.names, stuck, strict=True) if is_stuck],
+        **rows_report(watcher.baseline, counted),
+        "window_features": table(watcher.baseline.state, watcher.window),
     }
 
 
@@ -128,13 +156,34 @@ def _text(found: Mapping[str, Any]) -> str:
     lines += [f"  {found[name]:,} {words}" for name, words in notes.items() if found[name]]
     lines += [f"  segment {prefix}: {why}" for prefix, why in sorted(found["damaged"].items())]
     if not found["learning"]:
-        lines += ["", *_table(found["features"], found["constant"]), ""]
+        lines += ["", *_table(found["features"], found["constant"]), "", *_whole_rows(found)]
         lines += [f"  alarm at {_time(alarm['raised_ns'])}: {alarm['sentence']}" for alarm in found["alarms"]]
         if not found["alarms"]:
             lines.append("  no alarm")
     if found["written"]:
         lines.append("  a server goes on from here")
     return "\n".join(lines)
+
+
+def _whole_rows(found: Mapping[str, Any]) -> list[str]:
+    joint, repeated, requests = found["joint"], found["repeated"]["share"], found["operation"]
+    lines = []
+    if joint is not None:
+        lines.append(f"  whole rows: a discrepancy of {joint['value']:.5f}, by chance within {joint['null_sd']:.5f}")
+    if repeated:
+        lines.append(f"  {repeated:.2%} of the rows repeat another")
+    if requests["requests"]:
+        lines.append(
+            f"  last window: {requests['requests']:,} requests, {requests['failed_share']:.2%} failed, "
+            f"99 % within {requests['p99_s'] * 1000:.3g} ms"
+        )
+    lines += [
+        f"  slice {column} = {value}: {own['share']:.1%} of the rows, {own['expected_share']:.1%} in the baseline"
+        for column, values in found["slices"].items()
+        for value, own in values.items()
+        if own["share"] is not None
+    ]
+    return lines
 
 
 def _table(features: Mapping[str, Mapping[str, Mapping[str, float]]], stuck: Sequence[str]) -> list[str]:

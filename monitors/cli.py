@@ -9,6 +9,7 @@ from pathlib import Path
 
 from gateway.models.config import parse
 from gateway.models.package import add_file
+from monitors.baseline import usual
 from monitors.baseline.build import Progress, build
 from monitors.baseline.document import FILE, Baseline
 from monitors.baseline.layout import Category, Layout, Numeric
@@ -80,6 +81,7 @@ def summary(baseline: Baseline) -> str:
     ]
     if baseline.hours is not None:
         lines.append("  counts by hour of the week (UTC)")
+        lines += [f"    {line}" for line in usual.summary(usual.Usual.of(baseline.parts), baseline.layout)]
     if PART in baseline.parts:
         lines.append("  how often the score is right, from the labels")
     lines += [f"  counts by {name}: {', '.join(values)}" for name, values in baseline.slices.items()]

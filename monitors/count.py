@@ -137,6 +137,18 @@ def looked_up(values: Array, places: Mapping[str, int], other: int) -> Counts:
         return np.array([places.get(text_of(value) or "", other) for value in items], dtype=np.int64)
 
 
+def texts(values: Array) -> Array:
+    """(n,) values as the texts they are known by, None where they are missing; an array of objects."""
+    items = values.tolist()
+    found = np.empty(len(items), object)
+    try:
+        known = {value: text_of(value) for value in set(items)}
+        found[:] = [known[value] for value in items]
+    except TypeError:  # something unhashable in an object array
+        found[:] = [text_of(value) for value in items]
+    return found
+
+
 def tallied(values: Array) -> Counter[object]:
     """How often each value of an array occurs; every NaN is a value of its own."""
     if values.dtype.kind in "biuf":

@@ -8,6 +8,7 @@ crash by itself, and neither waits for the other: a label may be counted before 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -15,64 +16,31 @@ import numpy as np
 
 from monitors.alarms import Alarm, Alarms
 from monitors.baseline.document import Baseline
-from monitors.evidence.budget import Budget
-from monitors.evidence.watches import LossWatch
+from monitors.by_time import PANES, AnyTally, ByTime
+from monitors.count import texts
+from monitors.evidence.watches import LabelWatch, LossWatch, Watch
+from monitors.label_cells import LabelCells
 from monitors.learnt import PART, Learnt, bounds
+from monitors.loss_streams import LossStreams
 from monitors.performance.figure import Figure
-from monitors.performance.tally import Tally
+from monitors.performance.slices import Sliced
+from monitors.rule import Rule
 from monitors.task import Task
 from monitors.types import Columns, Counts, Floats
-from monitors.window import Panes
-
-PANES = 24
-"""A window is the sum of so many panes."""
 
 STEPS = 1024
 """Losses of a block are rounded down to so many steps and counted: little evidence is lost, and a block of any number
 of labels takes as much memory as one of a few."""
 
 SECOND_NS = 1_000_000_000
-WATCH = "performance"
+WATCH, LABELS = "performance", "labels"
+SLICE = "slice "
+"""What the name of a tally by slices begins with; the column follows."""
 
-How = Callable[[Tally, Columns], None]
+CELLS = "(labels)"
+"""Among the counts of a block by loss: those of labels by score."""
 
-
-class ByTime:
-    """A tally of everything, and one of each pane of time; `make` gives an empty one."""
-
-    def __init__(self, make: Callable[[], Tally], window_ns: int) -> None:
-        self.total = make()
-        self.panes: Panes[Tally] = Panes(make, max(1, window_ns // PANES), PANES)
-
-    def change(self, columns: Columns, how: How) -> None:
-        """Do something (``Tally.update``, ``label`` or ``retract``) with rows, in all and in the panes of their times.
-
-        A pane that is not held any more stays as it is: it never comes back.
-        """
-        if len(columns):
-            how(self.total, columns)
-            self.panes.update(columns, how)
-
-    def since(self, pane: int) -> Tally:
-        """The sum of the panes from a number on."""
-        found = self.panes.make()
-        for began_ns, _, state in self.panes.panes():
-            if began_ns >= pane * self.panes.pane_ns:
-                found.merge(state)
-        return found
-
-    def to_bytes(self) -> bytes:
-        """Everything; equal histories give equal bytes."""
-        return msgspec.msgpack.encode((self.total.to_bytes(), self.panes.to_bytes()))
-
-    def load(self, data: bytes) -> None:
-        """Go on where `to_bytes` was called. Raises ValueError where the state is of another tally."""
-        try:
-            total, panes = msgspec.msgpack.decode(data, type=tuple[bytes, bytes])
-        except msgspec.MsgspecError as error:
-            raise ValueError(f"the state of a window cannot be read: {error}") from None
-        self.total.load(total)
-        self.panes.load(panes)
+Slices = Mapping[str, Sequence[str]]
 
 
 class Rows(msgspec.Struct, frozen=True):
@@ -99,6 +67,7 @@ class _Labels(msgspec.Struct, frozen=True):
     pending: list[tuple[int, dict[str, dict[int, int]]]]
     alarms: bytes
     seen: dict[str, int]
+    streams: bytes = b""
 
 
 class Labelled:
@@ -109,38 +78,48 @@ class Labelled:
     """
 
     def __init__(
-        self, model: str, version: int, task: Task, learnt: Learnt | None, budget: Budget, block_s: float
+        self, model: str, version: int, task: Task, learnt: Learnt | None, rule: Rule, slices: Slices | None = None
     ) -> None:
-        self.model, self.version, self.task, self.learnt, self.budget = model, version, task, learnt, budget
-        self._block_s, self._block_ns = block_s, int(block_s * SECOND_NS)
+        """`slices`: values of features by which performance is told apart, as the baseline has them."""
+        self.model, self.version, self.task, self.learnt, self.rule = model, version, task, learnt, rule
+        self._slices, self._block_ns = slices or {}, int(rule.block_s * SECOND_NS)
         self.trouble = self.unlearnt = ""
         self.predictions = self._tallies()
         self.empty_labels()
 
     @classmethod
-    def of(
-        cls, key: tuple[str, int], task: Task, baseline: Baseline | None, budget: Budget, block_s: float
-    ) -> Labelled:
-        """One version with what its baseline, where it has one, says about labels."""
+    def of(cls, key: tuple[str, int], task: Task, baseline: Baseline | None, rule: Rule) -> Labelled:
+        """One version with what its baseline, where it has one, says about labels and slices."""
+        slices = {}
+        if baseline is not None:
+            inputs = {each.name for each in baseline.layout.features if each.role == "feature"}
+            slices = {name: tuple(values) for name, values in baseline.slices.items() if name in inputs}
         part = None if baseline is None else baseline.parts.get(PART)
         if part is None:
-            made = cls(*key, task, None, budget, block_s)
+            made = cls(*key, task, None, rule, slices)
             made.unlearnt = "there is no baseline" if baseline is None else "the baseline has no labels"
             return made
         try:
-            return cls(*key, task, Learnt(task, part), budget, block_s)
+            return cls(*key, task, Learnt(task, part), rule, slices)
         except ValueError as error:
-            made = cls(*key, task, None, budget, block_s)
+            made = cls(*key, task, None, rule, slices)
             made.unlearnt = str(error)
             return made
 
     def _tallies(self) -> dict[str, ByTime]:
         edges = None if self.learnt is None else self.learnt.edges
-        makers: dict[str, Callable[[], Tally]] = {"score": lambda: self.task.tally(edges)}
+        makers: dict[str, Callable[[], AnyTally]] = {"score": lambda: self.task.tally(edges)}
         loss = None if self.learnt is None else self.learnt.loss_tally()
         if loss is not None:
             makers["loss"] = loss.fresh
+        for name, values in self._slices.items():
+            makers[SLICE + name] = Sliced(monitor=self.task.tally(edges), by=name, values=values).fresh
         return {name: ByTime(make, self.task.window_ns) for name, make in makers.items()}
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """Those of a prediction that its label is counted with: which the model of the loss looks at, and slices."""
+        return (*(() if self.learnt is None else self.learnt.loss_features), *self._slices)
 
     def empty_labels(self) -> None:
         """Forget all labels, as if none had ever come."""
@@ -153,14 +132,29 @@ class Labelled:
         self.scale = 0.0 if self.learnt is None else self.learnt.scale
         self._bounds: dict[str, float] = {}
         self._watch: LossWatch | None = None
+        self._labels_watch: LabelWatch | None = None
+        self._cells: LabelCells | None = None
+        self.streams = LossStreams(self.task.loss_detectors, self.task.loss_names)
         self.alarms = Alarms(self.model, self.version, {})
         if self.learnt is not None:
             self._begin(self.learnt.bounds())
 
     def _begin(self, limits: Mapping[str, float]) -> None:
         self._bounds = dict(limits)
-        self._watch = LossWatch(self._bounds, self.budget, self._block_s)
-        self.alarms = Alarms(self.model, self.version, {WATCH: self._watch})
+        block_s = self.rule.block_s
+        self._watch = LossWatch(self._bounds, self.rule.budget(WATCH), block_s)
+        watches: dict[str, Watch] = {WATCH: self._watch}
+        if self.learnt is not None and self.task.classes:
+            self._cells = LabelCells(self.learnt.state)
+            names = [str(each) for each in self.task.classes]
+            if self.task.kind == "binary" and self.task.positive == 0:
+                names.reverse()
+            self._labels_watch = LabelWatch(
+                self._cells.baseline, names, self.rule.budget(LABELS), block_s, tolerance=self.rule.tolerance
+            )
+            watches[LABELS] = self._labels_watch
+        learned = "learned" if self.learnt is None else "built"
+        self.alarms = Alarms(self.model, self.version, watches, baseline=learned)
 
     # -- what comes in
 
@@ -170,24 +164,32 @@ class Labelled:
         if scores is None:
             return
         rows = Columns(columns.time_ns, columns.features, {self.task.score: scores})
-        for by_time in self.predictions.values():
-            by_time.change(rows, Tally.update)
+        for name, by_time in self.predictions.items():
+            by_time.change(self._rows(name, rows), "update")
+
+    @staticmethod
+    def _rows(tally: str, rows: Columns) -> Columns:
+        """Rows as one of the tallies takes them: slices are told apart by text, which 1, 1.0 and "1" are alike."""
+        name = tally.removeprefix(SLICE)
+        if name == tally or name not in rows.features:
+            return rows
+        return replace(rows, features={name: texts(rows.features[name])})
 
     def label(self, rows: Rows) -> None:
         """Count labels."""
-        self._change(rows, Tally.label)
+        self._change(rows, "label")
         self.seen["labels"] += len(rows)
 
     def retract(self, rows: Rows) -> None:
         """Take labels out again that were counted, given exactly as they were."""
-        self._change(rows, Tally.retract)
+        self._change(rows, "retract")
         self.seen["labels"] -= len(rows)
 
-    def _change(self, rows: Rows, how: How) -> None:
-        self.labels["score"].change(rows.columns, how)
-        if "loss" in self.labels:
-            self.labels["loss"].change(rows.columns.take(np.asarray(rows.expected, bool)), how)
+    def _change(self, rows: Rows, how: str) -> None:
         columns = rows.columns
+        for name, by_time in self.labels.items():
+            own = columns.take(np.asarray(rows.expected, bool)) if name == "loss" else columns
+            by_time.change(self._rows(name, own), how)
         self.arrived.change(Columns(rows.arrived_ns, {}, columns.outputs, columns.labels), how)
 
     def hear(self, rows: Rows) -> None:
@@ -203,8 +205,12 @@ class Labelled:
                 continue
             # Blocks close in the order of time: what comes late counts in the one that is open.
             at = max([block, *self._pending])
-            for name, values in self.task.losses(scores, truth, self.scale).items():
+            losses = self.task.losses(scores, truth, self.scale)
+            self.streams.update(losses, int(rows.arrived_ns[blocks == block].max()))
+            for name, values in losses.items():
                 self._wait(at, name, np.bincount((values * STEPS).astype(np.int64), minlength=STEPS + 1))
+            if self._cells is not None:
+                self._wait(at, CELLS, self._cells.count(scores, truth))
 
     def _wait(self, block: int, loss: str, counts: Counts) -> None:
         pending = self._pending.setdefault(block, {})
@@ -241,8 +247,12 @@ class Labelled:
             if block == newest and (block + 1) * self._block_ns > until_ns:
                 break
             assert self._watch is not None
+            began_ns = block * self._block_ns
             for name, counts in sorted(self._pending.pop(block).items()):
-                self._watch.update(name, np.arange(STEPS + 1) / STEPS, counts, block * self._block_ns)
+                if name != CELLS:
+                    self._watch.update(name, np.arange(STEPS + 1) / STEPS, counts, began_ns)
+                elif self._labels_watch is not None and self._cells is not None:
+                    self._labels_watch.update(counts.reshape(self._cells.baseline.shape), began_ns)
             raised += self.alarms.check((block + 1) * self._block_ns)
         return raised
 
@@ -273,6 +283,7 @@ class Labelled:
                 ],
                 self.alarms.to_bytes(),
                 self.seen,
+                self.streams.to_bytes(),
             )
         )
 
@@ -287,9 +298,13 @@ class Labelled:
         self.arrived.load(saved.tallies.get("arrived", b""))
         self._learning, self._errors, self.scale = dict(saved.learning), list(saved.errors), saved.scale
         self.seen = dict(saved.seen)
+        self.streams.load(saved.streams)
         for block, losses in saved.pending:
             for name, steps in losses.items():
-                counts = np.zeros(STEPS + 1, np.int64)
+                if name == CELLS and self._cells is None:
+                    continue
+                size = STEPS + 1 if name != CELLS or self._cells is None else self._cells.size
+                counts = np.zeros(size, np.int64)
                 counts[list(steps)] = list(steps.values())
                 self._wait(block * saved.block_ns // self._block_ns, name, counts)
         if saved.bounds and self.learnt is None:
@@ -300,13 +315,13 @@ class Labelled:
 
     # -- what it says
 
-    def windows(self) -> dict[str, Tally]:
-        """Predictions and labels of the window up to the newest prediction or label, by "score" and "loss"."""
+    def windows(self, wanted: Sequence[str] = ("score", "loss")) -> dict[str, Any]:
+        """Predictions and labels of the window up to the newest prediction or label, by names of tallies."""
         sides = (self.predictions["score"].panes.latest, self.labels["score"].panes.latest)
         newest = max((each for each in sides if each is not None), default=0)
         found = {}
-        for name, by_time in self.predictions.items():
-            found[name] = by_time.since(newest - PANES + 1)
+        for name in set(wanted) & set(self.predictions):
+            found[name] = self.predictions[name].since(newest - PANES + 1)
             found[name].merge(self.labels[name].since(newest - PANES + 1))
         return found
 
@@ -323,7 +338,7 @@ class Labelled:
 
     def value(self) -> dict[str, Any]:
         """Everything, as plain mappings."""
-        now, everything = self.windows(), self.predictions["score"].total.fresh()
+        now, everything = self.windows(tuple(self.predictions)), self.predictions["score"].total.fresh()
         everything.merge(self.predictions["score"].total)
         everything.merge(self.labels["score"].total)
         found: dict[str, Any] = {
@@ -339,6 +354,8 @@ class Labelled:
             "labels": dict(self.seen),
             "watches": self.alarms.value(),
             "bounds": {"learned": self.learnt is None, "losses": self._bounds},
+            "detections": self.streams.value(),
+            "slices": {name: now[SLICE + name].value() for name in self._slices},
         }
         if self.learnt is not None:
             estimated = self.learnt.estimated(now["score"], now.get("loss"))

@@ -236,7 +236,7 @@ class Labels:
             if old is None or old.value != label.value or isinstance(old.value, bool) != isinstance(label.value, bool):
                 changed.append(label)
         known = {subject: old.said for subject, old in before.items() if old.said is not None}
-        needed = version.learnt.loss_features if version.learnt is not None else ()
+        needed = version.features
         missing = [(each.prediction_id, each.part) for each in changed if each.value is not None]
         missing = [subject for subject in missing if subject not in known]
         fetched = self._fetcher.fetch(version.task, missing, needed) if missing else {}

@@ -21,12 +21,14 @@ SLACK_NS = 60_000_000_000
 class Piece(NamedTuple):
     """Some rows of a source: those that were answered as `columns`, `loose` requests without columns, `rows` of all.
 
-    `stop`: how many rows of the source have been read with it, where somebody goes on from there.
+    `requests`: all requests among them, as `monitors.operation.Operation` takes them. `stop`: how many rows of the
+    source have been read with it, where somebody goes on from there.
     """
 
     columns: Columns
     loose: int
     rows: int
+    requests: Columns | None = None
     stop: int = 0
 
 

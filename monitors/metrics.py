@@ -6,15 +6,16 @@ import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import numpy as np
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from monitors.drift.report import drift
 from monitors.outputs import BINS, OUTPUTS, Share, shares
 from monitors.performance.figure import Figure
-from monitors.quality.report import quality
+from monitors.quality.report import constant, quality
+from monitors.report import joint_drift
 from monitors.service import Service
 from monitors.watcher import Progress, Watcher
+from monitors.webhook import Webhook
 
 TOP = 20
 OTHER = "_other_"
@@ -30,6 +31,18 @@ RATIOS = (
 ERRORS = ("log_loss", "mae", "rmse", "mape", "bias", "r2")
 """Figures in units of their own that are shown."""
 
+WHOLE_ROWS = {
+    "joint": (
+        "headgate_joint_drift",
+        "Drift of whole rows of the window: the squared mean discrepancy, around 0 where nothing drifted.",
+    ),
+    "joint_sd": ("headgate_joint_drift_noise", "A bound on the deviation of headgate_joint_drift by chance."),
+    "repeated": ("headgate_repeated_rows_ratio", "Share of the rows of the window that repeat another."),
+    "newest_s": ("headgate_monitor_newest_row_timestamp_seconds", "Unix time of the newest row."),
+    "memory_bytes": ("headgate_monitor_state_bytes", "Memory of the counts of rows, which does not grow with them."),
+}
+"""By what it is of a version, the name and the help of its metric."""
+
 _LABELS = ("model", "version")
 
 
@@ -44,18 +57,24 @@ class Look(NamedTuple):
     rates: list[tuple[str, str, float]]
     outputs: list[Share]
     performance: list[tuple[str, str, Figure]]
+    detections: list[tuple[str, str, int]]
+    whole: dict[str, float]
 
 
 def look(watcher: Watcher) -> Look:
     """The numbers of one watcher."""
     performance: list[tuple[str, str, Figure]] = []
+    detections: list[tuple[str, str, int]] = []
     watches: dict[str, dict[str, object]] = {}
     if watcher.performance is not None:
         for kind, figures in watcher.performance.figures().items():
             performance += [(name, kind, each) for name, each in figures.items() if name in RATIOS + ERRORS]
         watches = watcher.performance.alarms.value()
+        for detector, losses in watcher.performance.streams.value().items():
+            detections += [(detector, loss, int(found["detections"])) for loss, found in losses.items()]
+    whole = {} if watcher.fresh.last_ns is None else {"newest_s": watcher.fresh.last_ns / 1e9}
     if watcher.baseline is None:
-        return Look(watcher.progress, 1.0, watches, [], [], [], [], performance)
+        return Look(watcher.progress, 1.0, watches, [], [], [], [], performance, detections, whole)
     watches = watcher.alarms.value() | watches
     names = watcher.baseline.layout.names
     statistics = drift(watcher.baseline.state, watcher.window)
@@ -75,16 +94,24 @@ def look(watcher: Watcher) -> Look:
     for kind, rate in quality(watcher.baseline.state, watcher.window).items():
         values = rate.rate.tolist()
         rates += [(names[row], kind, values[row]) for row in top if math.isfinite(values[row])]
+    stuck = constant(watcher.baseline.state, watcher.window)
+    rates += [(names[row], "constant", float(stuck[row])) for row in top]
     answers = shares(watcher.baseline.state, watcher.window)
+    seen = watcher.shown.seen
+    whole["memory_bytes"] = float(watcher.nbytes)
+    if (joint := joint_drift(watcher.baseline, seen)) is not None:
+        whole |= {"joint": joint["value"], "joint_sd": joint["null_sd"]}
+    if (repeated := seen.repeated.value()["share"]) is not None:
+        whole["repeated"] = repeated
     learned = float(watcher.baseline.facts.learned)
-    return Look(watcher.progress, learned, watches, scores, samples, rates, answers, performance)
+    return Look(watcher.progress, learned, watches, scores, samples, rates, answers, performance, detections, whole)
 
 
 class Collector:
     """Turns the watchers of a service into metric families."""
 
-    def __init__(self, service: Service) -> None:
-        self._service = service
+    def __init__(self, service: Service, webhook: Webhook | None = None) -> None:
+        self._service, self._webhook = service, webhook
 
     def collect(self) -> Iterator[Metric]:
         """See prometheus_client's Collector."""
@@ -143,9 +170,21 @@ class Collector:
         rests = GaugeMetricFamily(
             "headgate_performance_samples", "Rows that a figure rests on.", labels=[*_LABELS, "metric", "kind"]
         )
-        for (model, version), found in self._service.read(look).items():
+        detected = CounterMetricFamily(
+            "headgate_loss_detections",
+            "What the detectors that look at losses one by one have detected. They hold no budget.",
+            labels=[*_LABELS, "detector", "loss"],
+        )
+        whole = {name: GaugeMetricFamily(metric, text, labels=_LABELS) for name, (metric, text) in WHOLE_ROWS.items()}
+        for key in self._service.known():
+            # The lock is for one version at a time, so that nobody waits for all of them.
+            found = self._service.read_one(key, look)
             assert isinstance(found, Look)
-            labels = [model, str(version)]
+            labels = [key[0], str(key[1])]
+            for name, value in found.whole.items():
+                whole[name].add_metric(labels, value)
+            for detector, loss, number in found.detections:
+                detected.add_metric([*labels, detector, loss], number)
             rows.add_metric(labels, found.progress.rows)
             late.add_metric(labels, found.progress.late)
             loose.add_metric(labels, found.progress.loose)
@@ -171,9 +210,27 @@ class Collector:
                 needed.add_metric([*labels, watch], threshold)
                 alarm.add_metric([*labels, watch], float(bool(state["latched"])))
         yield from (score, samples, rates, answers, evidence, needed, alarm, rows, late, loose, learned, ratio, error)
-        yield rests
+        yield from (rests, *whole.values(), detected)
         cpu = CounterMetricFamily("headgate_monitor_cpu_seconds", "Processor time that the monitors took.")
         cpu.add_metric([], self._service.cpu_s)
         lag = GaugeMetricFamily("headgate_monitor_lag_rows", "Rows of the journal that were not read yet.")
         lag.add_metric([], self._service.lag)
         yield from (cpu, lag)
+        yield from self._sent()
+
+    def _sent(self) -> Iterator[Metric]:
+        events = CounterMetricFamily(
+            "headgate_webhook_events",
+            "Alarms that were sent, by what became of them: delivered, or the reason why they were dropped.",
+            labels=["outcome"],
+        )
+        retries = CounterMetricFamily("headgate_webhook_retries", "Attempts to send an alarm again.")
+        waiting = GaugeMetricFamily("headgate_webhook_waiting", "Alarms that wait to be sent.")
+        if self._webhook is not None:
+            told = self._webhook.value()
+            events.add_metric(["delivered"], told["delivered"])
+            for reason, number in told["dropped"].items():
+                events.add_metric([reason], number)
+            retries.add_metric([], told["retried"])
+            waiting.add_metric([], told["waiting"])
+        yield from (events, retries, waiting)

@@ -26,10 +26,11 @@ from monitors.baseline.document import Baseline
 from monitors.fetch import Fetcher
 from monitors.labels import Changes, Labels
 from monitors.merge import Origin, Piece, merged
+from monitors.rule import Rule
 from monitors.tail import Tail
 from monitors.task import Task
 from monitors.turns import Turns
-from monitors.watcher import Rule, Watcher
+from monitors.watcher import Watcher
 
 log = logging.getLogger("headgate.monitors")
 
@@ -42,6 +43,9 @@ GRACE_S = 5.0
 CHECKPOINT_S = 10.0
 STEP_ROWS = 1 << 20
 """How many rows of a version are read before others have their turn, and before it is saved how far it is."""
+
+RENEW_S = 2.0
+"""How often it is looked whether a rule or a baseline has changed."""
 
 LABELS_S = 2.0
 """How often the ledger is asked for labels: what they change is written with every answer."""
@@ -63,8 +67,10 @@ class Subject(NamedTuple):
 class Service:
     """All watchers. `step` does what is due; `start` runs it again and again in a thread of its own.
 
-    `subject`: what is known of a (model, version), None where it is not watched. `notify` is told of each alarm once.
-    `ledger`: where labels are read; None: there are none.
+    `subject`: what is known of a (model, version), None where it is not watched. `mark`: something that changes when
+    that does, None where it cannot be told now; a version with another mark is looked at anew. `notify` is told of each
+    alarm once; with `outbox` again after a restart, until `delivered` is called or somebody acknowledges it. `ledger`:
+    where labels are read; None: there are none.
     """
 
     def __init__(
@@ -75,10 +81,17 @@ class Service:
         now_ns: Callable[[], int] = time.time_ns,
         ledger: Changes | None = None,
         labels_s: float = LABELS_S,
+        *,
+        mark: Callable[[str, int], object] = lambda model, version: None,
+        renew_s: float = RENEW_S,
+        outbox: bool = False,
     ) -> None:
         self._folder = data / "monitors"
         self._tail = Tail(data / "journal")
-        self._subject = subject
+        self._subject, self._mark, self._outbox = subject, mark, outbox
+        self._marks: dict[Key, object] = {}
+        self._renew_s, self._renewed_at = renew_s, time.monotonic()
+        self._told: set[str] = set()
         self._notify = notify
         self.now_ns = now_ns
         self._lock = Turns()
@@ -138,6 +151,7 @@ class Service:
         began = time.thread_time()
         raised: list[Alarm] = []
         self._behind = False
+        self._renew()
         groups: dict[Key, list[str]] = {}
         specs = self._tail.specs()
         for prefix, spec in specs.items():
@@ -153,6 +167,7 @@ class Service:
         for alarm in raised:
             self._tell(alarm)
         raised += self._read_labels()
+        self._remind()
         watched = [prefixes for key, prefixes in groups.items() if key in self.watchers]
         self.lag = sum(self._tail.waiting(prefix) for prefixes in watched for prefix in prefixes)
         if time.monotonic() - self._saved_at >= CHECKPOINT_S or raised:
@@ -167,8 +182,39 @@ class Service:
         return raised
 
     def _tell(self, alarm: Alarm) -> None:
-        log.warning(alarm.sentence, extra={"event": "alarm", "alarm": alarm.id, "kind": alarm.kind})
+        facts = {"alarm": alarm.id, "kind": alarm.kind, "baseline": alarm.baseline}
+        log.warning(alarm.sentence, extra={"event": "alarm", **facts})
+        self._told.add(alarm.id)
         self._notify(alarm)
+
+    def _remind(self) -> None:
+        """Send alarms on that nobody may have got: the queue that they waited in does not outlive a process."""
+        if not self._outbox:
+            return
+        for watcher in list(self.watchers.values()):
+            for alarm in [alarm for alarms in watcher.every_alarms for alarm in alarms.latched]:
+                if not alarm.delivered and alarm.id not in self._told:
+                    self._told.add(alarm.id)
+                    self._notify(alarm)
+
+    def delivered(self, alarm_id: str) -> None:
+        """The receiver of an alarm has it; that is remembered with the next checkpoint. Called by any thread."""
+        for key, watcher in list(self.watchers.items()):
+            with self._lock:
+                rows = watcher.baseline is not None and watcher.alarms.deliver(alarm_id)
+                labels = not rows and watcher.performance is not None and watcher.performance.alarms.deliver(alarm_id)
+            if labels and self._labels is not None and watcher.performance is not None:
+                self._labels.save(key, watcher.performance)
+
+    def _renew(self) -> None:
+        """Look anew at versions whose rule or baseline has changed."""
+        if time.monotonic() - self._renewed_at < self._renew_s:
+            return
+        self._renewed_at = time.monotonic()
+        for key, known in list(self._marks.items()):
+            if (now := self._mark(*key)) is not None and now != known:
+                log.info("looked at anew", extra={"event": "monitors-renewed", "model": key[0], "version": key[1]})
+                self.forget(key)
 
     def _read_labels(self) -> list[Alarm]:
         """Take in what the ledger has learned. Where that cannot be done it is said once, and tried again."""
@@ -223,7 +269,7 @@ class Service:
                 # One step, so that no checkpoint has the rows without the cursor. The cursor first: rows that a defect
                 # cannot take must not be tried for ever.
                 watcher.cursors[turn.prefix] = turn.piece.stop
-                watcher.update(turn.piece.columns, turn.piece.loose)
+                watcher.update(turn.piece.columns, turn.piece.loose, turn.piece.requests)
             raised += self._close(watcher, turn.complete_ns)
             room -= turn.piece.rows
             if room <= 0 or self._stop.is_set():
@@ -235,7 +281,7 @@ class Service:
 
     def _pieces(self, prefix: str) -> Iterator[Piece]:
         for rows in self._tail.read(prefix):
-            yield Piece(rows.columns, rows.loose, rows.stop - rows.start, rows.stop)
+            yield Piece(rows.columns, rows.loose, rows.stop - rows.start, rows.requests, rows.stop)
 
     def _fail(self, prefix: str, why: str) -> None:
         self._torn.add(prefix)
@@ -256,11 +302,19 @@ class Service:
         found = self.watchers.get(key)
         if found is not None or key in self._ignored:
             return found
+        self._marks[key] = self._mark(*key)
         subject = self._subject(*key)
         if subject is None or not subject.rule.enabled:
             self._ignored.add(key)
             return None
-        watcher = Watcher(*key, subject.rule, subject.baseline, subject.task)
+        try:
+            watcher = Watcher(*key, subject.rule, subject.baseline, subject.task)
+        except ValueError as error:
+            # One version that cannot be watched must not keep the others from being.
+            facts = {"model": key[0], "version": key[1], "reason": str(error)}
+            log.error("a version cannot be watched", extra={"event": "monitor-failed", **facts})
+            self._ignored.add(key)
+            return None
         path = self._path(key)
         try:
             data = path.read_bytes()
@@ -286,9 +340,11 @@ class Service:
         return watcher is None or watcher.baseline is None
 
     def forget(self, key: Key) -> None:
-        """Look at a version anew: its rule or its baseline has changed."""
+        """Look at a version anew: its rule or its baseline has changed. Raises OSError."""
         self.checkpoint()
+        self._marks.pop(key, None)
         self._ignored.discard(key)
+        self._unjudged.discard(key)
         if self._labels is not None:
             self._labels.forget(key)
         with self._lock:
@@ -333,6 +389,16 @@ class Service:
         """What `look` makes of each watcher, none of which changes meanwhile."""
         with self._lock:
             return {key: look(watcher) for key, watcher in sorted(self.watchers.items())}
+
+    def known(self) -> list[Key]:
+        """The versions that are watched."""
+        return sorted(self.watchers)
+
+    def read_one(self, key: Key, look: Callable[[Watcher], object]) -> object:
+        """What `look` makes of one watcher, which must be there."""
+        watcher = self.watchers[key]
+        with self._lock:
+            return look(watcher)
 
     def has_read(self, prefix: str) -> bool:
         """Whether a sealed segment may be removed: all of it was read, and what was read is remembered."""

@@ -23,15 +23,15 @@ ANSWERED = 200
 class Rows(NamedTuple):
     """Rows `start` to `stop` of one segment: those that were answered as `columns`, and what else was there.
 
-    `operation`: int64 arrays time_ns, status and latency_ns of every request among them, answered or not. `loose`: rows
-    of requests whose values have no columns, which monitors do not see.
+    `requests`: every request among them, answered or not, with the features status and latency_ns, int64. `loose`:
+    rows of requests whose values have no columns, which monitors do not see.
     """
 
     prefix: str
     start: int
     stop: int
     columns: Columns
-    operation: dict[str, Array]
+    requests: Columns
     loose: int
 
 
@@ -162,11 +162,10 @@ def _rows(segment: Segment, start: int, stop: int) -> Rows:
                 outputs[name][rows] = np.nan
     outputs = {name: array[keep] for name, array in outputs.items()}
     begins = segment.column("span")[part] > 0
-    operation = {
-        name: segment.column(name)[part][begins].astype(np.int64) for name in ("time_ns", "status", "latency_ns")
-    }
+    begun = {name: segment.column(name)[part][begins].astype(np.int64) for name in ("status", "latency_ns")}
+    requests = Columns(segment.column("time_ns")[part][begins].astype(np.int64), begun)
     columns = Columns(segment.column("time_ns")[part][keep], features, outputs)
-    return Rows(spec.prefix, start, stop, columns, operation, int(np.count_nonzero(form != Form.COLUMNS)))
+    return Rows(spec.prefix, start, stop, columns, requests, int(np.count_nonzero(form != Form.COLUMNS)))
 
 
 def flat(name: str, array: Array) -> dict[str, Array]:

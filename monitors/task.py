@@ -26,6 +26,7 @@ class Task:
 
     `positive`, `threshold`: of two classes. `tolerance`: points by which a loss may be above that of training.
     `window_ns`: how far back "now" reaches. `learn_labels`: of how many labels a usual loss is learned.
+    `loss_detectors`: names in `monitors.streams.DETECTORS` of detectors that look at losses one by one.
     """
 
     label: str
@@ -36,6 +37,7 @@ class Task:
     tolerance: float = 0.02
     window_ns: int = WEEK_NS
     learn_labels: int = 1000
+    loss_detectors: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, config: ModelConfig) -> Self | None:
@@ -54,12 +56,18 @@ class Task:
             tolerance=rule.tolerance,
             window_ns=int(rule.window_s * 1e9) or WEEK_NS + feedback.maturity_ns,
             learn_labels=rule.learn_labels,
+            loss_detectors=rule.loss_detectors,
         )
 
     @property
     def kind(self) -> str:
         """binary, multiclass or regression."""
         return {0: "regression", 2: "binary"}.get(len(self.classes), "multiclass")
+
+    @property
+    def loss_names(self) -> tuple[str, ...]:
+        """What `losses` gives."""
+        return ("relative_error",) if self.kind == "regression" else ("error", "brier")
 
     @property
     def widths(self) -> tuple[int, ...]:

@@ -12,48 +12,36 @@ import numpy as np
 from monitors.alarms import Alarm, Alarms
 from monitors.baseline.build import Arrays, build
 from monitors.baseline.document import Baseline
-from monitors.evidence.budget import Budget
-from monitors.evidence.findings import Features
-from monitors.evidence.reference import Reference
-from monitors.evidence.watches import BaselineWatch, RecentWatch
 from monitors.labelled import Labelled
+from monitors.operation import Operation
+from monitors.quality.freshness import Freshness
+from monitors.rowwatches import RowWatches
+from monitors.rule import Rule
+from monitors.seen import PANES, Seen, Window
 from monitors.state import State
 from monitors.task import Task
 from monitors.types import Columns
+from monitors.window import Panes
 
 log = logging.getLogger("headgate.monitors")
 
 SECOND_NS = 1_000_000_000
-PANES = 24
-"""A window is the sum of so many panes."""
-
-
-class Rule(msgspec.Struct, frozen=True):
-    """How a model is watched: `[monitor]` of its `model.toml`.
-
-    `alarm_budget`: false alarms of each of the two kinds. `tolerance`: drift in PSI units that nobody wants to be told.
-    `window_s`: what "now" means in the drift that is shown. `block_s`: how often evidence is looked at. `learn_rows`:
-    rows that a baseline is learned from where the version has none.
-    """
-
-    enabled: bool = True
-    alarm_budget: str = "1 per model-year"
-    tolerance: float = 0.02
-    window_s: float = 86_400.0
-    block_s: float = 300.0
-    learn_rows: int = 5000
 
 
 class _Document(msgspec.Struct, frozen=True):
     baseline: bytes
     given: bool
     cursors: dict[str, int]
+    block_ns: int
+    pane_ns: int
     total: bytes
     panes: list[tuple[int, bytes]]
     blocks: list[tuple[int, bytes]]
     closed_ns: int
     late: int
     loose: int
+    fresh: bytes
+    operation: bytes
     alarms: bytes
     performance: bytes = b""
 
@@ -68,63 +56,89 @@ class Progress(NamedTuple):
 
 
 class Watcher:
-    """One version. Feed it rows in any order, then `close` the blocks that are complete; `baseline` None: learning."""
+    """One version. Feed it rows in any order, then `close` the blocks that are complete; `baseline` None: learning.
+
+    `total`: all rows of blocks that are closed; `shown`: of the newest of them; `fresh`: the times of all rows.
+    """
 
     def __init__(
         self, model: str, version: int, rule: Rule, baseline: Baseline | None, task: Task | None = None
     ) -> None:
         """`task`: what its labels say about which output. Raises ValueError where the rule's budget cannot be read."""
-        self.model, self.version, self.rule = model, version, rule
-        self.budget = Budget.parse(rule.alarm_budget)
+        self.model, self.version, self.rule, self.task = model, version, rule, task
         self.given = baseline is not None
         self.baseline: Baseline | None = None
         self.cursors: dict[str, int] = {}
         self.late = self.loose = 0
+        self.fresh = Freshness()
         self._learning: list[Columns] = []
         self._closed_ns = 0
         self._block_ns = int(rule.block_s * SECOND_NS)
         self._pane_ns = int(rule.window_s * SECOND_NS / PANES)
-        self._blocks: dict[int, State] = {}
+        self._blocks: dict[int, Seen] = {}
+        self.operation: Panes[Operation] = Panes(Operation, self._pane_ns, PANES)
         self.performance: Labelled | None = None
         if task is not None:
-            self.performance = Labelled.of((model, version), task, baseline, self.budget, rule.block_s)
+            self.performance = Labelled.of((model, version), task, baseline, rule)
         if baseline is not None:
             self._begin(baseline)
 
     def _begin(self, baseline: Baseline) -> None:
         self.baseline = baseline
-        layout = baseline.layout
-        features = Features.of(layout)
-        reference = Reference.build(
-            baseline.state.counts, valid=features.valid, ordered=features.ordered, tolerance=self.rule.tolerance
-        )
-        self._training = BaselineWatch(features, [reference], self.budget, self.rule.block_s)
-        self._recent = RecentWatch(features, self.budget, self.rule.block_s, tolerance=self.rule.tolerance)
-        self.alarms = Alarms(self.model, self.version, {"training": self._training, "recent": self._recent})
-        self.total = State(layout)
-        self.window = State(layout)
-        self._panes: dict[int, State] = {}
+        self.watches = RowWatches((self.model, self.version), baseline, self.rule, self.task)
+        self.total = self._empty()
+        self.shown = Window(self._empty, self._pane_ns)
+
+    def _empty(self) -> Seen:
+        assert self.baseline is not None
+        return Seen(self.baseline)
+
+    @property
+    def alarms(self) -> Alarms:
+        """Those of rows. Not while learning."""
+        return self.watches.alarms
+
+    @property
+    def window(self) -> State:
+        """The counts of the newest rows. Not while learning."""
+        return self.shown.state
 
     @property
     def progress(self) -> Progress:
         """How far it is."""
         if self.baseline is None:
             return Progress(sum(map(len, self._learning)), 0, self.late, self.loose)
-        waiting = sum(state.rows for state in self._blocks.values())
+        waiting = sum(seen.rows for seen in self._blocks.values())
         return Progress(self.total.rows + waiting, self.window.rows, self.late, self.loose)
 
-    def counted(self) -> State:
-        """The counts of all rows so far, also of those in blocks that are not complete. Not while learning."""
-        counted = self.total.copy()
-        for state in self._blocks.values():
-            counted.merge(state)
+    def counted(self) -> Seen:
+        """All rows so far, also those in blocks that are not complete. Not while learning."""
+        counted = self._empty()
+        for seen in (self.total, *self._blocks.values()):
+            counted.merge(seen)
         return counted
 
-    def update(self, columns: Columns, loose: int = 0) -> None:
-        """Count rows; `loose` others have no columns."""
+    def operation_value(self) -> dict[str, Any]:
+        """Requests of the window: how many, how many a second, what became of them, how long they took."""
+        found = dict(self.operation.last(PANES).value())
+        return {**found, "per_second": found["requests"] / self.rule.window_s}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the counts of rows: they do not grow with rows. 0 while learning."""
+        if self.baseline is None:
+            return 0
+        # In all, a window and its sum, the block that fills, and one that rows of two workers still come to.
+        return (PANES + 4) * self.total.nbytes
+
+    def update(self, columns: Columns, loose: int = 0, requests: Columns | None = None) -> None:
+        """Count rows; `loose` others have no columns. `requests`: see `monitors.operation.Operation`."""
         self.loose += loose
+        if requests is not None:
+            self.operation.update(requests)
         if not len(columns):
             return
+        self.fresh.update(columns)
         if self.performance is not None:
             self.performance.update(columns)
         if self.baseline is None:
@@ -146,16 +160,15 @@ class Watcher:
             self._count(int(blocks[start]), columns.take(slice(start, stop)))
 
     def _count(self, block: int, columns: Columns) -> None:
-        assert self.baseline is not None
         began_ns = block * self._block_ns
         if began_ns + self._block_ns <= self._closed_ns:
             # The evidence of its time has been looked at: it counts as what came now.
             self.late += len(columns)
             block = self._closed_ns // self._block_ns
-        state = self._blocks.get(block)
-        if state is None:
-            state = self._blocks[block] = State(self.baseline.layout)
-        state.update(columns)
+        seen = self._blocks.get(block)
+        if seen is None:
+            seen = self._blocks[block] = self._empty()
+        seen.update(columns)
 
     def _learn(self, columns: Columns) -> None:
         # What is kept must outlive the segment that it lies in.
@@ -171,7 +184,8 @@ class Watcher:
         }
         times = np.concatenate([each.time_ns for each in self._learning])
         self._learning.clear()
-        self._begin(build(Arrays(kept, answers, time_ns=times), learned=True))
+        slices = [name for name in self.rule.slices if name in kept]
+        self._begin(build(Arrays(kept, answers, time_ns=times), slices=slices, learned=True))
 
     def is_due(self, until_ns: int) -> bool:
         """Whether there is a block that ended by then, whose evidence nobody has looked at."""
@@ -190,24 +204,12 @@ class Watcher:
         """Look at the evidence of the oldest block, which must be complete; the alarms that are due."""
         block = min(self._blocks)
         began_ns = block * self._block_ns
-        state = self._blocks.pop(block)
-        self._training.update(state.counts, began_ns)
-        self._recent.update(state.counts, began_ns)
-        self._slide(began_ns, state)
+        seen = self._blocks.pop(block)
+        self.watches.update(seen.state.counts, began_ns)
+        self.total.merge(seen)
+        self.shown.add(began_ns, seen)
         self._closed_ns = max(self._closed_ns, began_ns + self._block_ns)
         return self.alarms.check(began_ns + self._block_ns)
-
-    def _slide(self, began_ns: int, state: State) -> None:
-        pane = began_ns // self._pane_ns
-        self.total.merge(state)
-        self.window.merge(state)
-        if pane in self._panes:
-            self._panes[pane].merge(state)
-        else:
-            self._panes[pane] = state
-        newest = max(self._panes)
-        for old in [each for each in self._panes if each <= newest - PANES]:
-            self.window.subtract(self._panes.pop(old))
 
     def to_bytes(self) -> bytes:
         """The whole state and the cursors behind it, in one piece: after a crash both are of the same moment."""
@@ -219,19 +221,26 @@ class Watcher:
                 b"" if self.given else self.baseline.to_bytes(),
                 self.given,
                 self.cursors,
+                self._block_ns,
+                self._pane_ns,
                 self.total.to_bytes(),
-                [(pane, state.to_bytes()) for pane, state in sorted(self._panes.items())],
-                [(block, state.to_bytes()) for block, state in sorted(self._blocks.items())],
+                [(pane, seen.to_bytes()) for pane, seen in sorted(self.shown.panes.items())],
+                [(block, seen.to_bytes()) for block, seen in sorted(self._blocks.items())],
                 self._closed_ns,
                 self.late,
                 self.loose,
+                self.fresh.to_bytes(),
+                self.operation.to_bytes(),
                 self.alarms.to_bytes(),
                 b"" if self.performance is None else self.performance.predictions_to_bytes(),
             )
         )
 
     def load(self, data: bytes) -> None:
-        """Go on where `to_bytes` was called. Raises ValueError where the state is not of this baseline."""
+        """Go on where `to_bytes` was called. Raises ValueError where the state is not of this baseline.
+
+        Blocks and panes may have another length by now: what was counted moves to those of its time.
+        """
         try:
             document = msgspec.msgpack.decode(data, type=_Document)
         except msgspec.MsgspecError as error:
@@ -240,14 +249,17 @@ class Watcher:
             raise ValueError("the checkpoint was made with another baseline")
         if not document.given:
             self._begin(Baseline.from_bytes(document.baseline))
-        assert self.baseline is not None
         self.total.load(document.total)
-        self._panes = {pane: self._state(saved) for pane, saved in document.panes}
-        self._blocks = {block: self._state(saved) for block, saved in document.blocks}
-        for state in self._panes.values():
-            self.window.merge(state)
+        for pane, saved in document.panes:
+            self.shown.add(pane * document.pane_ns, self._loaded(saved))
+        for block, saved in document.blocks:
+            number = block * document.block_ns // self._block_ns
+            self._blocks.setdefault(number, self._empty()).merge(self._loaded(saved))
         self._closed_ns, self.late, self.loose = document.closed_ns, document.late, document.loose
         self.cursors = dict(document.cursors)
+        self.fresh.load(document.fresh)
+        if document.pane_ns == self._pane_ns:
+            self.operation.load(document.operation)
         self.alarms.load(document.alarms)
         if self.performance is not None and document.performance:
             try:
@@ -257,27 +269,33 @@ class Watcher:
                 facts = {"model": self.model, "version": self.version, "reason": str(error)}
                 log.warning("predictions are judged anew", extra={"event": "performance-anew", **facts})
 
+    def _loaded(self, data: bytes) -> Seen:
+        seen = self._empty()
+        seen.load(data)
+        return seen
+
     @property
     def every_alarms(self) -> list[Alarms]:
         """Its alarms: of rows, once there is a baseline, and of labels."""
         rows = [] if self.baseline is None else [self.alarms]
         return rows if self.performance is None else [*rows, self.performance.alarms]
 
-    def _state(self, data: bytes) -> State:
-        assert self.baseline is not None
-        state = State(self.baseline.layout)
-        state.load(data)
-        return state
-
     def value(self) -> Mapping[str, Any]:
         """What a person is told: where it stands, its baseline, its watches."""
-        progress = self.progress._asdict()
+        progress = {**self.progress._asdict(), "newest_ns": self.fresh.last_ns, "memory_bytes": self.nbytes}
         if self.baseline is None:
             return {"learning": True, "needed": self.rule.learn_rows, **progress}
         facts = self.baseline.facts
         return {
             "learning": False,
-            "baseline": {"rows": facts.rows, "learned": facts.learned, "source": facts.source},
+            "baseline": {
+                "rows": facts.rows,
+                "learned": facts.learned,
+                "source": facts.source,
+                "classes_of_hours": self.watches.classes,
+                "copies": float(self.watches.copies.max(initial=1.0)),
+                "tolerance": float(self.watches.tolerance.max(initial=self.rule.tolerance)),
+            },
             "watches": self.alarms.value(),
             "alarms": [alarm.explain() for alarm in self.alarms.all],
             **progress,

@@ -76,4 +76,6 @@ class Aside:
     def collectors(self) -> list[Collector]:
         """What is scraped beside the counters."""
         ledger = LedgerCollector(self._book, self._data, time.time_ns, time.monotonic)
-        return [ledger] if self.monitoring is None else [ledger, MonitorCollector(self.monitoring.service)]
+        if self.monitoring is None:
+            return [ledger]
+        return [ledger, MonitorCollector(self.monitoring.service, self.monitoring.webhook)]

@@ -25,10 +25,11 @@ from gateway.models.config import ModelConfig, parse
 from gateway.models.manifest import MANIFEST, parse_version, read_manifest, verified_file
 from gateway.settings import Settings
 from monitors.baseline.document import FILE, Baseline
-from monitors.report import plain, table
+from monitors.report import plain, rows_report
+from monitors.rule import Rule
 from monitors.service import Service, Subject
 from monitors.task import Task
-from monitors.watcher import Rule, Watcher
+from monitors.watcher import Watcher
 from monitors.webhook import SECRET_PREFIX, Webhook, cloud_event, post, secret_of
 
 log = logging.getLogger("headgate.monitoring")
@@ -41,31 +42,42 @@ class Monitoring:
 
     def __init__(self, settings: Settings) -> None:
         """Raises ValueError where the webhook's URL or secret cannot be used."""
-        self._webhook = None
-        if settings.alarm_webhook:
-            self._webhook = Webhook(post(settings.alarm_webhook, timeout_s=10.0), _secrets(settings.data))
         self._ledger = Ledger(dialect.location(settings.data))
-        self.service = Service(settings.data, partial(subject, settings.models), self._notify, ledger=self._ledger)
+        self.service = Service(
+            settings.data,
+            partial(subject, settings.models),
+            self._notify,
+            ledger=self._ledger,
+            mark=partial(mark, settings.models),
+            outbox=bool(settings.alarm_webhook),
+        )
+        self.webhook = None
+        if settings.alarm_webhook:
+            self.webhook = Webhook(
+                post(settings.alarm_webhook, timeout_s=10.0),
+                _secrets(settings.data),
+                on_delivered=self.service.delivered,
+            )
 
     def start(self) -> None:
         """Begin to read the journal."""
-        if self._webhook is not None:
-            self._webhook.start()
+        if self.webhook is not None:
+            self.webhook.start()
         self.service.start()
 
     def stop(self) -> None:
         """End, and remember where it was."""
         self.service.stop()
-        if self._webhook is not None:
-            self._webhook.close()
+        if self.webhook is not None:
+            self.webhook.close()
 
     def _notify(self, alarm: Any) -> None:
-        if self._webhook is not None:
+        if self.webhook is not None:
             subject = f"{alarm.model}/{alarm.version}"
             event = cloud_event(
                 alarm.id, "headgate.alarm", "headgate", subject, alarm.raised_ns, plain(alarm.explain())
             )
-            self._webhook.send(event)
+            self.webhook.send(event)
 
     # -- the admin port
 
@@ -75,6 +87,7 @@ class Monitoring:
             Route("/api/monitors", self._list),
             Route("/api/monitors/{model}/{version}", self._one),
             Route("/api/alarms", self._alarms),
+            Route("/api/webhook", self._sent),
             Route("/api/alarms/{alarm}/acknowledge", self._acknowledge, methods=["POST"]),
         ]
 
@@ -90,8 +103,8 @@ class Monitoring:
         watcher = self.service.watchers.get(key)
         if watcher is None:
             raise UnknownVersion(key[0], request.path_params["version"])
-        found = await asyncio.to_thread(self.service.read, _table)
-        table = dict(_named(key, found.get(key, {})))
+        found = await asyncio.to_thread(self.service.read_one, key, _table)
+        table = dict(_named(key, found))
         if watcher.performance is not None:
             label = watcher.performance.task.label
             table["performance"] |= await asyncio.to_thread(self._coverage, key, label)
@@ -111,6 +124,10 @@ class Monitoring:
         return json_response(
             plain([alarm for alarms in found.values() if isinstance(alarms, list) for alarm in alarms])
         )
+
+    async def _sent(self, request: Request) -> Response:
+        """``GET /api/webhook``: what became of the alarms that were sent."""
+        return json_response({} if self.webhook is None else self.webhook.value())
 
     async def _acknowledge(self, request: Request) -> Response:
         """``POST /api/alarms/{id}/acknowledge``: ``{"by", "note", "quiet_s"}``; the watch starts anew."""
@@ -137,6 +154,30 @@ def subject(models: Path, model: str, version: int) -> Subject:
         config = ModelConfig()
     rule = {name: value for name, value in asdict(config.monitor).items() if name != "performance"}
     return Subject(Rule(**rule), _baseline(folder / str(version), model, version), Task.of(config))
+
+
+def mark(models: Path, model: str, version: int) -> object:
+    """What changes when `subject` does; None while the version's folder is gone or its `model.toml` cannot be read."""
+    folder = models / model
+    try:
+        config = parse((folder / "model.toml").read_bytes())
+    except FileNotFoundError:
+        config = ModelConfig()
+    except (OSError, ValueError):
+        return None
+    home = folder / str(version)
+    if not home.is_dir():
+        return None
+    return config.monitor, Task.of(config), _stamp(home / MANIFEST), _stamp(home / FILE)
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    """What tells a file from the one that replaced it; None where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _baseline(folder: Path, model: str, version: int) -> Baseline | None:
@@ -176,10 +217,10 @@ def _alarms_of(watcher: Watcher) -> list[dict[str, Any]]:
 
 
 def _table(watcher: Watcher) -> dict[str, Any]:
-    """Every statistic and rate of a watcher by feature."""
-    found = dict(watcher.value())
+    """Every statistic and rate of the window of a watcher, by feature and of whole rows."""
+    found = {**watcher.value(), "operation": watcher.operation_value()}
     if watcher.performance is not None:
         found["performance"] = watcher.performance.value()
     if watcher.baseline is None:
         return found
-    return {**found, "features": table(watcher.baseline.state, watcher.window)}
+    return {**found, **rows_report(watcher.baseline, watcher.shown.seen)}

@@ -48,22 +48,28 @@ class OutputRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     labels: tuple[str, ...] = ()
 
 
+Budget = Annotated[str, Meta(pattern="^[0-9.]+ per ([0-9.]+ )?(model-)?(hour|day|week|month|quarter|year)s?$")]
+Watch = Literal["training", "recent", "scores", "labels", "performance"]
+
+
 class MonitorRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How a model is watched. `alarm_budget`: false alarms of each kind, such as ``1 per model-year``.
+    """How a model is watched. `alarm_budget`: false alarms of each watch, such as ``1 per model-year``; `budgets`: of
+    single ones, by name.
 
     `tolerance`: drift in PSI units that nobody wants to be told. `window_s`: what "now" means in the drift that is
     shown. `block_s`: how often evidence is looked at. `learn_rows`: of which a baseline is learned where a version has
-    none. `performance`: what feedback says about which output, where it does.
+    none, and `slices` the columns by whose values it is learned apart. `performance`: what feedback says about which
+    output, where it does.
     """
 
     enabled: bool = True
-    alarm_budget: Annotated[
-        str, Meta(pattern="^[0-9.]+ per ([0-9.]+ )?(model-)?(hour|day|week|month|quarter|year)s?$")
-    ] = "1 per model-year"
-    tolerance: Annotated[float, Meta(ge=0, le=10)] = 0.02
+    alarm_budget: Budget = "1 per model-year"
+    budgets: dict[Watch, Budget] = {}
+    tolerance: Annotated[float, Meta(ge=0, le=10)] = 0.01
     window_s: Annotated[float, Meta(ge=60, le=31_557_600)] = 86_400.0
     block_s: Annotated[float, Meta(ge=1, le=86_400)] = 300.0
     learn_rows: Annotated[int, Meta(ge=100, le=10_000_000)] = 5000
+    slices: tuple[str, ...] = ()
     performance: PerformanceRule | None = None
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
@@ -23,6 +23,7 @@ class PerformanceRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     regression. `tolerance`: how much worse than in training, in points of a loss from 0 to 1, nobody wants to be told.
     `window_s`: what "now" means, by the time of the prediction; 0: a week more than labels take to be complete
     (`feedback.NAME.maturity`). `learn_labels`: of which the usual loss is learned where the baseline has no labels.
+    `loss_detectors`: detectors that look at the losses one by one and report what they detect, without a budget.
     """
 
     label: str
@@ -33,6 +34,9 @@ class PerformanceRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tolerance: Annotated[float, Meta(ge=0, lt=1)] = 0.02
     window_s: Annotated[float, Meta(ge=0, le=315_576_000)] = 0.0
     learn_labels: Annotated[int, Meta(ge=100, le=10_000_000)] = 1000
+    loss_detectors: tuple[
+        Literal["adwin", "cusum", "ddm", "ewma", "hddm-a", "hddm-w", "kswin", "page-hinkley"], ...
+    ] = ()
 
 
 def classes_of(rule: PerformanceRule, feedback: FeedbackRule, labels: Sequence[str] = ()) -> tuple[Value, ...]:

@@ -8,10 +8,11 @@ from typing import Protocol
 import numpy as np
 
 from monitors import features
+from monitors.baseline import usual
 from monitors.baseline.document import HOURS, Baseline, Facts, hour_of_week
 from monitors.baseline.layout import Layout
 from monitors.baseline.scan import Scan
-from monitors.count import hashed, tallied, text_of
+from monitors.count import looked_up, tallied, text_of
 from monitors.features import Joint
 from monitors.state import State, flattened
 from monitors.types import Array, Columns, Monitor
@@ -125,6 +126,9 @@ def build(
     left_out.update({name: f"{times} values are no numbers" for name, times in scan.strange().items()})
     facts = Facts(scan.rows, scan.method(), source.describe(), learned, left_out, first, last)
     parts = {name: monitor.to_bytes() for name, monitor in further.items()}
+    if hours is not None:
+        learned_usual = usual.learn(layout, sample, scan.times(), hours, len(scan.times()) / scan.rows)
+        parts[usual.PART] = learned_usual.to_bytes()
     return Baseline(layout, state, facts, hours, apart, joint, parts)
 
 
@@ -139,7 +143,7 @@ def frequent(values: Array, limit: int = SLICE_VALUES) -> list[str]:
 
 def update_slices(states: Mapping[str, State], values: Array, columns: Columns) -> None:
     """Count `columns` in the state of each row's value; rows with any other value are in none."""
-    keys = np.array([hashed(key) if (key := text_of(value)) is not None else b"" for value in values.tolist()])
-    for value, state in states.items():
-        if (own := keys == hashed(value)).any():
+    places = looked_up(values, {value: place for place, value in enumerate(states)}, len(states))
+    for place, state in enumerate(states.values()):
+        if (own := places == place).any():
             state.update(columns.take(own))

@@ -71,7 +71,7 @@ class Scan:
                 arrays[name] = self._look_at_number(fact, values)
         numbers = np.arange(self.rows, self.rows + len(columns), dtype=np.uint64)
         self.rows += len(columns)
-        self._keep(mixed(numbers), numbers, arrays)
+        self._keep(mixed(numbers), numbers, columns.time_ns.astype(np.int64), arrays)
 
     def _begin(self, arrays: dict[str, Array], outputs: frozenset[str]) -> None:
         for name, values in arrays.items():
@@ -104,10 +104,10 @@ class Scan:
                 else:
                     fact.open_ended = True
 
-    def _keep(self, priority: Array, numbers: Array, arrays: dict[str, Array]) -> None:
+    def _keep(self, priority: Array, numbers: Array, time_ns: Array, arrays: dict[str, Array]) -> None:
         chosen = priority <= self._threshold
         kept = {name: values[chosen].copy() for name, values in arrays.items()}
-        self._kept.append((np.stack([priority[chosen], numbers[chosen]]), kept))
+        self._kept.append((np.stack([priority[chosen], numbers[chosen], time_ns[chosen].view(np.uint64)]), kept))
         self._waiting += int(chosen.sum())
         if self._waiting >= 2 * self.limit:
             self._prune()
@@ -129,6 +129,11 @@ class Scan:
         """The rows kept, column by column: floats for numbers, as they came for categories."""
         self._prune()
         return self._kept[0][1] if self._kept else {}
+
+    def times(self) -> Array:
+        """The times of the rows kept, int64 (n,)."""
+        self._prune()
+        return self._kept[0][0][2].view(np.int64) if self._kept else np.zeros(0, np.int64)
 
     def strange(self) -> dict[str, int]:
         """How many values of number columns were no numbers, for the columns that had any."""

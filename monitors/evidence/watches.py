@@ -34,6 +34,8 @@ __all__ = [
 WEEK_S = 604_800.0
 SECOND_NS = 1_000_000_000
 SMALL_EVIDENCE = 0.01
+SCORES = 256
+"""Of a block at most so many scores are bet on."""
 
 
 class Watch(Protocol):
@@ -122,27 +124,36 @@ class RecentWatch:
         *,
         tolerance: npt.ArrayLike = 0.01,
         copies: npt.ArrayLike = 1.0,
+        kinds: int = 1,
         epoch_s: float = WEEK_S,
         least_rows: int = 1000,
     ) -> None:
-        """An epoch of `epoch_s` that has fewer than `least_rows` rows goes on until it has them."""
+        """An epoch of `epoch_s` that has fewer than `least_rows` rows goes on until it has them.
+
+        `kinds`: how many classes of time there are; each is compared with itself in the epoch before.
+        """
         self.features, self.budget, self.epoch_s, self.least_rows = features, budget, epoch_s, least_rows
         self.log_threshold = budget.part(0.5).log_threshold(block_s)
         self._delta = min(budget.alarms * epoch_s / budget.period_s / 2, 0.1)
         self._tolerance, self._copies = tolerance, copies
-        self._gathered = np.zeros(features.valid.shape, dtype=np.int64)
+        self._gathered = np.zeros((kinds, *features.valid.shape), dtype=np.int64)
         self._reference = np.zeros_like(self._gathered)
         self._began: int | None = None
-        self._detector = Detector([self._build()])
+        self._detector = self._build()
 
-    def _build(self) -> Reference:
-        return Reference.build(
-            self._reference,
-            valid=self.features.valid,
-            ordered=self.features.ordered,
-            delta=self._delta,
-            tolerance=self._tolerance,
-            copies=self._copies,
+    def _build(self) -> Detector:
+        return Detector(
+            [
+                Reference.build(
+                    counts,
+                    valid=self.features.valid,
+                    ordered=self.features.ordered,
+                    delta=self._delta / len(self._reference),
+                    tolerance=self._tolerance,
+                    copies=self._copies,
+                )
+                for counts in self._reference
+            ]
         )
 
     @property
@@ -150,17 +161,18 @@ class RecentWatch:
         """Whether no epoch is complete yet, so that there is nothing to compare with."""
         return not self._reference.any()
 
-    def update(self, counts: npt.ArrayLike, began_ns: int) -> None:
+    def update(self, counts: npt.ArrayLike, began_ns: int, kind_of_time: int = 0) -> None:
         """Take a block of counts (F, B) that began then; it counts as evidence first and as reference later."""
         if self._began is None:
             self._began = began_ns
-        enough = int(self._gathered.sum(axis=1).max()) >= self.least_rows
+        enough = int(self._gathered.sum(axis=(0, 2)).max()) >= self.least_rows
         if began_ns - self._began >= self.epoch_s * SECOND_NS and enough:
             self._reference, self._gathered = self._gathered, np.zeros_like(self._gathered)
-            self._detector = Detector([self._build()])
+            self._detector = self._build()
             self._began = began_ns
-        self._detector.update(counts, began_ns)
-        self._gathered += np.asarray(counts, dtype=np.int64)
+        if not self.is_learning:
+            self._detector.update(counts, began_ns, kind_of_time)
+        self._gathered[kind_of_time] += np.asarray(counts, dtype=np.int64)
 
     @property
     def log_m(self) -> float:
@@ -176,7 +188,7 @@ class RecentWatch:
         self._began = None
         self._gathered = np.zeros_like(self._gathered)
         self._reference = np.zeros_like(self._gathered)
-        self._detector = Detector([self._build()])
+        self._detector = self._build()
 
     def to_bytes(self) -> bytes:
         """The state."""
@@ -192,7 +204,7 @@ class RecentWatch:
             raise ValueError(f"expected counts of shape {self._gathered.shape} in the state")
         self._began = state["began"][0] if state["began"] else None
         self._gathered, self._reference = state["gathered"], state["reference"]
-        self._detector = Detector([self._build()])
+        self._detector = self._build()
         self._detector.load(state["detector"])
 
 
@@ -306,39 +318,59 @@ class LabelWatch:
 
 
 class ScoreWatch:
-    """Has the order of the model's scores come to mean something? Needs no baseline, and cannot say when it began."""
+    """Has the order of the model's scores come to mean something? Needs no training data, and cannot say since when.
+
+    Scores come as counts of a block, of which a random sample is taken in random order: while their order means
+    nothing that is as good as the order in which they came, and it is the same for any number of workers. With classes
+    of time each ranks its own scores, and the evidence is the mean of all.
+    """
 
     kind = "scores-out-of-order"
 
-    def __init__(self, bins: int, budget: Budget, block_s: float, seed: int = 0) -> None:
-        """`bins`: of the score histogram."""
+    def __init__(self, bins: int, budget: Budget, block_s: float, *, kinds: int = 1, copies: float = 1.0) -> None:
+        """`bins`: of the score histogram. `copies`: of rows that behave as so many of one, one is taken."""
         self.budget, self.log_threshold = budget, budget.log_threshold(block_s)
-        self._detector = ConformalDetector(bins, seed)
+        self._copies = max(copies, 1.0)
+        self._detectors = [ConformalDetector(bins, seed) for seed in range(kinds)]
 
-    def update(self, scores: npt.ArrayLike) -> None:
+    def update(self, scores: npt.ArrayLike, kind_of_time: int = 0) -> None:
         """Take the score bins of a block, int (n,), in order of time."""
-        self._detector.update(scores)
+        self._detectors[kind_of_time].update(scores)
+
+    def update_counts(self, counts: npt.ArrayLike, began_ns: int, kind_of_time: int = 0) -> None:
+        """Take how often each score bin came in a block, int64 (bins,)."""
+        seen = np.asarray(counts, dtype=np.int64)
+        # The random numbers are those of the block: what is read again gives the same evidence.
+        dice = np.random.Generator(np.random.Philox(key=began_ns))
+        taken = min(SCORES, int(seen.sum() / self._copies))
+        drawn = dice.multivariate_hypergeometric(seen, taken, method="marginals")
+        self.update(dice.permutation(np.repeat(np.arange(len(seen)), drawn)), kind_of_time)
 
     @property
     def log_m(self) -> float:
         """The evidence, a natural logarithm."""
-        return self._detector.log_sr
+        return float(np.logaddexp.reduce([each.log_sr for each in self._detectors])) - float(
+            np.log(len(self._detectors))
+        )
 
     def finding(self) -> Finding:
         """How many scores have been read."""
-        return Finding(None, self._detector.rows)
+        return Finding(None, sum(each.rows for each in self._detectors))
 
     def restart(self) -> None:
         """Forget scores and evidence."""
-        self._detector.restart()
+        for each in self._detectors:
+            each.restart()
 
     def to_bytes(self) -> bytes:
         """The state."""
-        return self._detector.to_bytes()
+        return pack(self.kind, {str(place): each.to_bytes() for place, each in enumerate(self._detectors)})
 
     def load(self, data: bytes) -> None:
         """Go on where `to_bytes` was called. Raises ValueError where the state is not such a watch's."""
-        self._detector.load(data)
+        state = unpack(self.kind, data, {str(place): bytes for place in range(len(self._detectors))})
+        for place, each in enumerate(self._detectors):
+            each.load(state[str(place)])
 
 
 def _check(features: Features, reference: Reference) -> None:

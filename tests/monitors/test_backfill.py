@@ -23,9 +23,10 @@ from monitors.backfill import Backfill, versions
 from monitors.baseline.build import Arrays, build
 from monitors.baseline.document import Baseline
 from monitors.merge import Origin, Piece
+from monitors.rule import Rule
 from monitors.service import Service, Subject
 from monitors.types import Columns
-from monitors.watcher import Rule, Watcher
+from monitors.watcher import Watcher
 from tests.inference.fakes import FakeSession, servable
 from tests.monitors.test_service import CITIES, RULE, Ahead, Gate
 

@@ -18,12 +18,11 @@ from gateway.journal.reader import Segment as Reading
 from gateway.ledger.reading import LedgerUnavailable
 from monitors.alarms import Alarm
 from monitors.baseline.document import Baseline
-from monitors.evidence.budget import Budget
 from monitors.labelled import Labelled
 from monitors.labels import FILE
+from monitors.rule import Rule
 from monitors.service import Service, Subject
 from monitors.task import Task
-from monitors.watcher import Rule
 from tests.ledger.rig import Rig, open_segment, write
 
 RULE = Rule(block_s=60, window_s=3600, learn_rows=100)
@@ -86,7 +85,7 @@ class Watched:
     def check(self, labels: Mapping[str, bool]) -> None:
         """What is counted is what counting these labels at once gives, to the last bit."""
         task = self.task
-        fresh = Labelled("flights", 1, task, None, Budget.parse("1 per model-year"), 60.0)
+        fresh = Labelled("flights", 1, task, None, Rule(block_s=60.0))
         fresh.learnt = self.judged.learnt
         expected = (
             fresh.labels["score"].total.fresh() if self.judged.learnt is None else self.judged.learnt.state.fresh()

@@ -17,10 +17,10 @@ from monitors import cli
 from monitors.alarms import Alarm
 from monitors.baseline.build import Arrays, build
 from monitors.baseline.document import FILE, Baseline
-from monitors.evidence.budget import Budget
 from monitors.labelled import Labelled, Rows
 from monitors.learnt import PART, Learner, Learnt
 from monitors.metrics import Collector
+from monitors.rule import Rule
 from monitors.task import Task
 from monitors.types import Array, Columns
 from tests.monitors.test_labelled import TASK, Watched
@@ -37,7 +37,6 @@ score = "probabilities"
 BINARY = Task("y", "p", (0, 1))
 MANY = Task("y", "p", ("a", "b", "c"))
 NUMBER = Task("y", "p")
-BUDGET = Budget.parse("1 per model-year")
 DICE = np.random.default_rng(8)
 
 
@@ -47,7 +46,7 @@ def baseline_of(task: Task, features: dict[str, Array], outputs: dict[str, Array
 
 
 def labelled(task: Task, baseline: Baseline | None) -> Labelled:
-    made = Labelled.of(("m", 1), task, baseline, BUDGET, 60.0)
+    made = Labelled.of(("m", 1), task, baseline, Rule(block_s=60.0))
     assert made.unlearnt == ("" if baseline is not None else "there is no baseline")
     return made
 
@@ -177,7 +176,7 @@ def test_another_tolerance_keeps_the_labels_and_the_alarms_and_gathers_evidence_
     same = labelled(BINARY, baseline)
     same.load_labels(version.labels_to_bytes())
     assert same.labels_to_bytes() == version.labels_to_bytes()
-    other = Labelled.of(("m", 1), replace(BINARY, tolerance=0.1), baseline, BUDGET, 10.0)
+    other = Labelled.of(("m", 1), replace(BINARY, tolerance=0.1), baseline, Rule(block_s=10.0))
     other.load_labels(version.labels_to_bytes())
     assert other.labels["score"].to_bytes() == version.labels["score"].to_bytes()
     assert other.alarms.all == (alarm,)
@@ -185,7 +184,7 @@ def test_another_tolerance_keeps_the_labels_and_the_alarms_and_gathers_evidence_
     assert other.is_due(110 * 10**9), "the block of 10 s that begins at 60 s has ended"
     other.close(110 * 10**9)
     assert other.alarms.value()["performance"]["log_m"] > 0
-    judged_otherwise = Labelled.of(("m", 1), replace(BINARY, threshold=0.7), None, BUDGET, 10.0)
+    judged_otherwise = Labelled.of(("m", 1), replace(BINARY, threshold=0.7), None, Rule(block_s=10.0))
     with pytest.raises(ValueError, match="the state is of"):
         judged_otherwise.load_labels(version.labels_to_bytes())
 
@@ -269,7 +268,7 @@ def test_the_labels_of_training_data_are_learnt_by_the_command(
 def test_the_part_of_a_baseline_is_refused_for_another_task() -> None:
     scores = DICE.random(500)
     baseline = baseline_of(BINARY, {"x": scores}, {"p": scores}, (DICE.random(500) < scores).astype(int))
-    other = Labelled.of(("m", 1), Task("y", "p", (0, 1), threshold=0.7), baseline, BUDGET, 60.0)
+    other = Labelled.of(("m", 1), Task("y", "p", (0, 1), threshold=0.7), baseline, Rule(block_s=60.0))
     assert other.learnt is None
     assert "from 0.5, and not about" in other.unlearnt
     with pytest.raises(ValueError, match="cannot be read"):
