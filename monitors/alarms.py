@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -14,6 +15,8 @@ from monitors.evidence.pack import pack, unpack
 from monitors.evidence.watches import Watch
 
 __all__ = ["Acknowledgement", "Alarm", "Alarms"]
+
+log = logging.getLogger("headgate.monitors")
 
 KIND = "alarms"
 FIELDS = {"alarms": bytes, "quiet_until": dict, "watches": dict, "raised": int, "forgotten": int}
@@ -223,8 +226,10 @@ class Alarms:
         for name, watch in self.watches.items():
             try:
                 watch.load(state["watches"][name])
-            except (KeyError, ValueError):
+            except (KeyError, ValueError) as error:
                 watch.restart()
+                facts = {"model": self.model, "version": self.version, "watch": name, "reason": str(error)}
+                log.warning("evidence begins anew", extra={"event": "evidence-anew", **facts})
         self._alarms, self._quiet_until = alarms, dict(state["quiet_until"])
         self.raised, self.forgotten = state["raised"], state["forgotten"]
 

@@ -8,7 +8,7 @@ from monitors.alarms import Alarms
 from monitors.baseline.document import Baseline
 from monitors.baseline.layout import Layout
 from monitors.baseline.usual import Usual
-from monitors.evidence.calibration import hours_of_week
+from monitors.evidence.calibration import HOURS, hours_of_week
 from monitors.evidence.findings import Features
 from monitors.evidence.reference import Reference
 from monitors.evidence.watches import BaselineWatch, RecentWatch, ScoreWatch, Watch
@@ -66,18 +66,21 @@ class RowWatches:
         self._scores: ScoreWatch | None = None
         if self._score_row is not None:
             copies = float(self.copies[self._score_row])
+            # Hours of one class are alike, but not so much that their order in the day means nothing.
+            self._groups = HOURS if self.classes > 1 else 1
             watches["scores"] = self._scores = ScoreWatch(
-                layout.shape[1], rule.budget("scores"), block_s, kinds=self.classes, copies=copies
+                layout.shape[1], rule.budget("scores"), block_s, groups=self._groups, copies=copies
             )
         self.alarms = Alarms(*key, watches, baseline="learned" if baseline.facts.learned else "built")
 
     def update(self, counts: Counts, began_ns: int) -> None:
         """Take the counts (F, B) of a block that began then."""
-        kind = int(self._kinds[hours_of_week(began_ns)])
+        hour = int(hours_of_week(began_ns))
+        kind = int(self._kinds[hour])
         self._training.update(counts, began_ns, kind)
         self._recent.update(counts, began_ns, kind)
         if self._scores is not None:
-            self._scores.update_counts(counts[self._score_row], began_ns, kind)
+            self._scores.update_counts(counts[self._score_row], began_ns, hour % self._groups)
 
 
 def score_row(layout: Layout, task: Task | None) -> int | None:

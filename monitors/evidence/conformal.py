@@ -30,39 +30,45 @@ class ConformalDetector:
     """One stream of scores, given as bin numbers on frozen edges: ranks of bins are as exchangeable as scores.
 
     Ties are broken by random numbers that depend on `seed` and the row's number alone, so that a stream that is read
-    again, or resumed, gives the same evidence.
+    again, or resumed, gives the same evidence. Scores may be ranked in groups, each among its own (hours of the week,
+    say, where scores follow them): then only the order within a group has to mean nothing.
     """
 
-    def __init__(self, bins: int, seed: int = 0) -> None:
-        """`bins`: how many bins scores fall in."""
-        if bins < 1:
-            raise ValueError(f"expected at least one bin, got {bins}")
-        self.bins, self.seed = bins, seed
+    def __init__(self, bins: int, seed: int = 0, groups: int = 1) -> None:
+        """`bins`: how many bins scores fall in. `groups`: how many there are, known before the score is."""
+        if bins < 1 or groups < 1:
+            raise ValueError(f"expected at least one bin and one group, got {bins} and {groups}")
+        self.bins, self.seed, self.groups = bins, seed, groups
         self.restart()
 
     def restart(self) -> None:
         """Forget all scores and all evidence."""
         self.rows = 0
         self.log_sr = -math.inf
-        self._counts = np.zeros(self.bins, dtype=np.int64)
+        self._counts = np.zeros((self.groups, self.bins), dtype=np.int64)
         self._capital = np.full(len(SLOPES), 1 / len(SLOPES))
 
-    def p_values(self, scores: npt.ArrayLike) -> Floats:
-        """Take bin numbers in order, int (n,), and give their ranks among all up to each: in (0, 1), small if high."""
+    def p_values(self, scores: npt.ArrayLike, group: int = 0) -> Floats:
+        """Take bin numbers in order, int (n,), and give their ranks among all of the group up to each.
+
+        A rank is in (0, 1), and small if the score is high.
+        """
         row = np.asarray(scores, dtype=np.int64)
         if row.ndim != 1 or np.any((row < 0) | (row >= self.bins)):
             raise ValueError(f"expected bin numbers from 0 to {self.bins - 1}")
         hot = np.zeros((len(row), self.bins), dtype=np.int64)
         hot[np.arange(len(row)), row] = 1
-        upto = self._counts + np.cumsum(hot, axis=0)
+        known = self._counts[group]
+        upto = known + np.cumsum(hot, axis=0)
         same = upto[np.arange(len(row)), row]
         above = upto.sum(axis=1) - np.cumsum(upto, axis=1)[np.arange(len(row)), row]
-        ranks = (above + self._uniform(len(row)) * same) / (self.rows + 1 + np.arange(len(row)))
-        self._counts = upto[-1].copy() if len(row) else self._counts
+        ranks = (above + self._uniform(len(row)) * same) / (known.sum() + 1 + np.arange(len(row)))
+        if len(row):
+            self._counts[group] = upto[-1]
         self.rows += len(row)
         return np.asarray(ranks)
 
-    def update(self, scores: npt.ArrayLike) -> None:
+    def update(self, scores: npt.ArrayLike, group: int = 0) -> None:
         """Take the bin numbers of a block in order, int (n,), and bet on each rank. An empty block changes nothing."""
         if not np.size(scores):
             return
@@ -71,7 +77,7 @@ class ConformalDetector:
         log_sr = max(self.log_sr, 0.0) + math.log1p(math.exp(-abs(self.log_sr)))
         moved = JUMP / len(SLOPES)
         for first in range(0, np.size(scores), CHUNK):
-            for p in self.p_values(np.asarray(scores)[first : first + CHUNK]).tolist():
+            for p in self.p_values(np.asarray(scores)[first : first + CHUNK], group).tolist():
                 # Some capital jumps between the three slopes before each bet, so that none stays poor for ever.
                 low = ((1 - JUMP) * low + moved) * (1.5 - p)
                 flat = (1 - JUMP) * flat + moved
@@ -97,7 +103,7 @@ class ConformalDetector:
     def load(self, data: bytes) -> None:
         """Go on where `to_bytes` was called. Raises ValueError where the state is not that of such a detector."""
         state = unpack(KIND, data, FIELDS)
-        if state["counts"].shape != (self.bins,) or state["capital"].shape != (len(SLOPES),):
+        if state["counts"].shape != (self.groups, self.bins) or state["capital"].shape != (len(SLOPES),):
             raise ValueError(f"expected a state with {self.bins} bins")
         self.rows, self.log_sr = state["rows"], state["log_sr"]
         self._counts, self._capital = state["counts"], state["capital"]

@@ -321,56 +321,53 @@ class ScoreWatch:
     """Has the order of the model's scores come to mean something? Needs no training data, and cannot say since when.
 
     Scores come as counts of a block, of which a random sample is taken in random order: while their order means
-    nothing that is as good as the order in which they came, and it is the same for any number of workers. With classes
-    of time each ranks its own scores, and the evidence is the mean of all.
+    nothing that is as good as the order in which they came, and it is the same for any number of workers.
     """
 
     kind = "scores-out-of-order"
 
-    def __init__(self, bins: int, budget: Budget, block_s: float, *, kinds: int = 1, copies: float = 1.0) -> None:
-        """`bins`: of the score histogram. `copies`: of rows that behave as so many of one, one is taken."""
+    def __init__(self, bins: int, budget: Budget, block_s: float, *, groups: int = 1, copies: float = 1.0) -> None:
+        """`bins`: of the score histogram. `groups`: see `ConformalDetector`.
+
+        `copies`: of rows that behave as so many of one, one is taken.
+        """
         self.budget, self.log_threshold = budget, budget.log_threshold(block_s)
         self._copies = max(copies, 1.0)
-        self._detectors = [ConformalDetector(bins, seed) for seed in range(kinds)]
+        self._detector = ConformalDetector(bins, groups=groups)
 
-    def update(self, scores: npt.ArrayLike, kind_of_time: int = 0) -> None:
+    def update(self, scores: npt.ArrayLike, group: int = 0) -> None:
         """Take the score bins of a block, int (n,), in order of time."""
-        self._detectors[kind_of_time].update(scores)
+        self._detector.update(scores, group)
 
-    def update_counts(self, counts: npt.ArrayLike, began_ns: int, kind_of_time: int = 0) -> None:
+    def update_counts(self, counts: npt.ArrayLike, began_ns: int, group: int = 0) -> None:
         """Take how often each score bin came in a block, int64 (bins,)."""
         seen = np.asarray(counts, dtype=np.int64)
         # The random numbers are those of the block: what is read again gives the same evidence.
         dice = np.random.Generator(np.random.Philox(key=began_ns))
         taken = min(SCORES, int(seen.sum() / self._copies))
         drawn = dice.multivariate_hypergeometric(seen, taken, method="marginals")
-        self.update(dice.permutation(np.repeat(np.arange(len(seen)), drawn)), kind_of_time)
+        self.update(dice.permutation(np.repeat(np.arange(len(seen)), drawn)), group)
 
     @property
     def log_m(self) -> float:
         """The evidence, a natural logarithm."""
-        return float(np.logaddexp.reduce([each.log_sr for each in self._detectors])) - float(
-            np.log(len(self._detectors))
-        )
+        return self._detector.log_sr
 
     def finding(self) -> Finding:
         """How many scores have been read."""
-        return Finding(None, sum(each.rows for each in self._detectors))
+        return Finding(None, self._detector.rows)
 
     def restart(self) -> None:
         """Forget scores and evidence."""
-        for each in self._detectors:
-            each.restart()
+        self._detector.restart()
 
     def to_bytes(self) -> bytes:
         """The state."""
-        return pack(self.kind, {str(place): each.to_bytes() for place, each in enumerate(self._detectors)})
+        return self._detector.to_bytes()
 
     def load(self, data: bytes) -> None:
         """Go on where `to_bytes` was called. Raises ValueError where the state is not such a watch's."""
-        state = unpack(self.kind, data, {str(place): bytes for place in range(len(self._detectors))})
-        for place, each in enumerate(self._detectors):
-            each.load(state[str(place)])
+        self._detector.load(data)
 
 
 def _check(features: Features, reference: Reference) -> None:

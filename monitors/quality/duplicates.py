@@ -106,5 +106,5 @@ def row_hashes(layout: Layout, columns: Columns) -> Array:
         else:
             numbers = as_floats(values)[0].astype(np.float64) + 0.0
             bits = np.where(np.isnan(numbers), np.nan, numbers).view(np.uint64)
-        result = mixed(result ^ mixed(bits + np.uint64(place)))
+        result = mixed(result ^ (bits + np.uint64(place)))
     return result

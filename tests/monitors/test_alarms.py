@@ -166,14 +166,34 @@ def test_alarms_that_are_stored_and_restored_go_on_bit_for_bit(cut: int) -> None
     assert through.all
 
 
-def test_a_state_of_other_watches_is_refused() -> None:
-    state = all_watches().to_bytes()
-    with pytest.raises(ValueError, match="expected the state of"):
-        Alarms("loans", 3, {}).load(state)
+def test_alarms_outlive_a_watch_of_another_form_whose_evidence_begins_anew() -> None:
+    """1. An alarm is raised. 2. Its state is loaded by watches of other losses, as after other settings.
+    Result: the alarm is there and latched, what has the same form goes on, and what has not begins anew.
+    """
+    alarms = all_watches()
+    loss, scores = alarms.watches["error"], alarms.watches["scores"]
+    assert isinstance(loss, LossWatch)
+    assert isinstance(scores, ScoreWatch)
+    loss.update("error", np.ones(200), None, 0)
+    scores.update(np.arange(100) % 8)
+    (alarm,) = alarms.check(MINUTE_NS)
     other = all_watches()
     other.watches["error"] = LossWatch({"another": 0.1}, YEARLY, 60)
-    with pytest.raises(ValueError, match="performs-worse"):
-        other.load(state)
+    other.load(alarms.to_bytes())
+    assert other.latched == (alarm,)
+    assert other.watches["error"].log_m == -math.inf
+    assert other.watches["scores"].log_m == scores.log_m
+    with pytest.raises(ValueError, match="alarms cannot be read"):
+        other.load(b"no state")
+
+
+def test_an_alarm_against_a_learned_baseline_does_not_speak_of_training() -> None:
+    watch = BaselineWatch(FEATURES, [baseline()], YEARLY, 60)
+    watch.update((MOVED * 5000).astype(np.int64), 0)
+    for known, words in (("built", "those the model was trained on"), ("learned", "its baseline was learned from")):
+        (alarm,) = Alarms("m", 1, {"training": watch}, baseline=known).check(MINUTE_NS)
+        assert words in alarm.sentence
+        assert alarm.explain()["baseline"] == known
 
 
 def test_old_alarms_are_forgotten_and_counted_but_never_those_that_nobody_has_seen() -> None:
