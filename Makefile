@@ -42,8 +42,9 @@ bench: $(VENV)/.dev  ## Measure beside a raw echo, onnxruntime and FastAPI (need
 bench-journal: $(VENV)/.dev  ## Measure journal (read, export, archive, replay, start), feedback, ledger, overload, faults
 	@status=0; $(BENCH_JOURNAL); exit $$status
 
-bench-monitors: $(VENV)/.dev  ## Measure the monitors beside Evidently, NannyML, DataSketches and river
+bench-monitors: $(VENV)/.dev  ## Measure the monitors beside Evidently, NannyML, DataSketches and river, and catching up
 	@$(VENV)/bin/python -m loadtests.monitors $(ARGS)
+	@$(VENV)/bin/python -m loadtests.catchup
 
 bench-alarms: $(VENV)/.dev  ## Simulate years without change, and delays with one, for docs/monitoring-results.md
 	@$(VENV)/bin/python -m loadtests.alarms $(ARGS)

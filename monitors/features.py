@@ -30,7 +30,9 @@ _STEPS = 16  # steps per standard deviation
 _SPAN = 4 * _STEPS  # standardised values are held to +-4
 _TABLE = 12  # bits of the table of cosines
 _ONE = 1 << 14  # what 1.0 is in the table
-_BLOCK = 1 << 12
+_ALONE = 1 << 18
+"""So many products OpenBLAS computes in the thread that asks. Beyond, it wakes threads that nobody has niced, and that
+wait for one another by spinning."""
 
 
 class Map(msgspec.Struct, frozen=True):
@@ -63,42 +65,61 @@ class Joint:
         self.n = 0
         self.sums: Counts = np.zeros(2 * frozen.frequencies, dtype=np.int64)
         self._centre, self._scale = (np.frombuffer(each, "<f8") for each in (frozen.centre, frozen.scale))
-        self._weights = np.frombuffer(frozen.weights, "<i4").reshape(-1, frozen.frequencies).astype(np.float64)
+        weights = np.frombuffer(frozen.weights, "<i4").reshape(-1, frozen.frequencies)
+        self._weights = np.ascontiguousarray(weights.T, np.float64)
+        self._inputs = {feature.name: feature for feature in layout.features if feature.role == "feature"}
         angles = (np.arange(1 << _TABLE) + 0.5) * (2 * math.pi / (1 << _TABLE))
-        self._waves = np.rint(np.stack([np.cos(angles), np.sin(angles)]) * _ONE).astype(np.int32)
+        cosine, sine = (np.rint(wave(angles) * _ONE).astype(np.int64) for wave in (np.cos, np.sin))
+        # Both in one number, so that one look-up and one sum find both: the sine, made positive, in the lower half.
+        self._waves = (cosine << 32) + sine + _ONE
 
     def update(self, columns: Columns) -> None:
         """Add the features of rows."""
         self.n += len(columns)
-        for start in range(0, len(columns), _BLOCK):
-            part = columns.take(slice(start, start + _BLOCK))
-            turns = (self._rows(part) @ self._weights).astype(np.int64)
-            index = (turns >> (self.map.bits - _TABLE)) & ((1 << _TABLE) - 1)
-            waves = np.concatenate([wave[index].sum(axis=0, dtype=np.int64) for wave in self._waves])
-            self.sums += waves
+        available = flattened(columns.features)
+        values = {name: self._prepared(name, available[name]) for name in self._inputs if name in available}
+        size = max(_ALONE // max(self._weights.size, 1), 16)
+        for start in range(0, len(columns), size):
+            stop = min(start + size, len(columns))
+            index = (self._weights @ self._rows(values, start, stop)).astype(np.int64)
+            index >>= self.map.bits - _TABLE
+            index &= (1 << _TABLE) - 1
+            both = self._waves[index].sum(axis=1)
+            self.sums[: self.map.frequencies] += both >> 32
+            self.sums[self.map.frequencies :] += (both & 0xFFFFFFFF) - (stop - start) * _ONE
 
-    def _rows(self, columns: Columns) -> Floats:
-        """Standardised numbers as whole steps, then one column per category value: 0 or 1. Float64 for the product."""
-        rows = np.zeros((len(columns), len(self._weights)))
-        features = flattened(columns.features)
-        number, place = 0, len(self._centre)
-        for feature in self.layout.features:
-            if feature.role == "output":
-                continue
-            values = features.get(feature.name)
+    def _prepared(self, name: str, values: Array) -> Array:
+        """A column as numbers, or as the places of its category's values."""
+        feature = self._inputs[name]
+        if isinstance(feature, Numeric):
+            return as_floats(values)[0]
+        return looked_up(values, {value: at for at, value in enumerate(feature.values)}, feature.bins)
+
+    def _rows(self, values: Mapping[str, Array], start: int, stop: int) -> Floats:
+        """Standardised numbers as whole steps, then a row for each value of a category: 0 or 1. [inputs, rows]."""
+        numbers = len(self._centre)
+        rows = np.zeros((self._weights.shape[1], stop - start))
+        x = rows[:numbers]
+        x[:] = np.nan
+        number, place = 0, numbers
+        for name, feature in self._inputs.items():
+            given = values.get(name)
             if isinstance(feature, Numeric):
-                if values is not None:
-                    x = as_floats(values)[0].astype(np.float64)
-                    with np.errstate(over="ignore", invalid="ignore"):
-                        x = (x - self._centre[number]) / self._scale[number]
-                    steps = np.rint(np.clip(x, -4.0, 4.0) * _STEPS)
-                    rows[:, number] = np.where(np.isfinite(x), steps, 0.0)
+                if given is not None:
+                    x[number] = given[start:stop]
                 number += 1
             else:
-                if values is not None:
-                    known = looked_up(values, {value: at for at, value in enumerate(feature.values)}, feature.bins)
-                    rows[np.arange(len(rows)), place + known] = 1.0
+                if given is not None:
+                    rows[place + given[start:stop], np.arange(stop - start)] = 1.0
                 place += feature.bins + 1
+        with np.errstate(over="ignore", invalid="ignore"):
+            x -= self._centre[:, None]
+            x /= self._scale[:, None]
+        finite = np.isfinite(x)
+        np.clip(x, -4.0, 4.0, out=x)
+        x *= _STEPS
+        np.rint(x, out=x)
+        x[~finite] = 0.0
         return rows
 
     def merge(self, other: Joint) -> None:

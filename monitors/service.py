@@ -348,9 +348,8 @@ class Service:
         if self._labels is not None:
             self._labels.forget(key)
         with self._lock:
-            watcher = self.watchers.pop(key, None)
-        if watcher is not None:
-            self._tail.forget(set(watcher.cursors))
+            self.watchers.pop(key, None)
+        self._tail.forget(*key)
 
     # -- what it knows
 

@@ -130,9 +130,10 @@ class Tail:
             self.cursors[prefix] = stop
             yield rows
 
-    def forget(self, prefixes: set[str]) -> None:
-        """Begin anew with these segments: nothing of them was read."""
-        for prefix in prefixes:
+    def forget(self, model: str, version: int) -> None:
+        """Begin anew with the segments of a version: nothing of them was read."""
+        known = {prefix: segment.spec for prefix, segment in self._open.items()} | self._done
+        for prefix in [prefix for prefix, spec in known.items() if (spec.model, spec.version) == (model, version)]:
             self.cursors.pop(prefix, None)
             self._done.pop(prefix, None)
 
