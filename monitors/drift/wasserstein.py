@@ -44,6 +44,7 @@ def wasserstein(reference: State, current: State) -> Statistic:
     straight = (np.abs(gap[:, :-1]) + np.abs(gap[:, 1:])) / 2 * width
     middle = np.clip(np.where(points, least, straight), least, most)
     value, lower, upper = (each.sum(axis=1) for each in (middle, least, most))
+    mean, sd = _null(p, q, n, m, width, tails)
     for one, other in tails:
         apart = np.abs(one - other)
         value, lower = value + apart, lower + apart
@@ -53,7 +54,42 @@ def wasserstein(reference: State, current: State) -> Statistic:
     unbounded = (reference.held + current.held > 0) | (tables.bins < 2)
     lower = np.where(unbounded, 0.0, np.maximum(lower - slack, 0.0))
     upper = np.where(unbounded, np.inf, upper + slack)
-    return statistic(value, n, m, lower=lower, upper=upper)
+    debiased = np.sqrt(np.maximum(value**2 - mean**2, 0.0))
+    return statistic(value, n, m, null_mean=mean, null_sd=sd, debiased=debiased, lower=lower, upper=upper)
+
+
+def _null(
+    p: Floats, q: Floats, n: Floats, m: Floats, width: Floats, tails: list[tuple[Floats, Floats]]
+) -> tuple[Floats, Floats]:
+    """Mean and deviation (F,) of the value where nothing has drifted, for many rows.
+
+    There F - G is a Brownian bridge of variance (1/n + 1/m) H (1 - H), H being the pooled function; E|B| is
+    sqrt(2 / pi) of its deviation, and the covariance of |B| at two cuts follows from their correlation r, whose square
+    is the ratio of the odds H / (1 - H): 2 / pi times r asin(r) + sqrt(1 - r^2) - 1, for which a polynomial in r^2
+    stands that is within 0.008 of it. Between cuts the trapezoid, and beyond the outer ones a tail that falls
+    exponentially with the mean that the sums say: the integral of sqrt(H) there is twice that of H, over sqrt(H).
+    """
+    with np.errstate(invalid="ignore", divide="ignore"):
+        both = n + m
+        h = np.cumsum((p * m[:, None] + q * n[:, None]) / both[:, None], axis=1)[:, :-1]
+        h = np.clip(h, 0.0, 1.0)
+        weight = np.zeros_like(h)
+        weight[:, :-1] += width / 2
+        weight[:, 1:] += width / 2
+        if not h.shape[1]:
+            return np.zeros(len(n)), np.zeros(len(n))
+        rows, cuts = np.arange(len(h)), np.argmax(h >= h[:, -1:], axis=1)
+        for (one, other), at, mass in zip(tails, (0 * cuts, cuts), (h[:, 0], 1 - h[:, -1]), strict=True):
+            tail = np.maximum(one * m + other * n, 0.0) / both
+            weight[rows, at] += np.where(mass > 0, 2 * tail / np.where(mass > 0, mass, 1.0), 0.0)
+        deviation = weight * np.sqrt(h * (1 - h))
+        odds = np.maximum(h, 1e-12) / np.maximum(1 - h, 1e-12)
+        square = odds[:, :, None] / odds[:, None, :]
+        np.minimum(square, 1 / square, out=square)
+        together = square * (0.5 + (np.pi / 2 - 1.5) * square)
+        variance = np.einsum("fa,fab,fb->f", deviation, together, deviation)
+        scale = np.sqrt(2 / np.pi * (1 / n + 1 / m))
+        return scale * deviation.sum(axis=1), scale * np.sqrt(np.maximum(variance, 0.0))
 
 
 def _shares(state: State, tables: Metric) -> tuple[Floats, Floats]:

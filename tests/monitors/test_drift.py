@@ -84,6 +84,7 @@ def test_ks_and_wasserstein_are_within_their_bounds_of_scipy_on_raw_values(draw:
     within(found["kolmogorov_smirnov"], stats.ks_2samp(reference, current).statistic)
     within(found["wasserstein"], stats.wasserstein_distance(reference, current))
     within(found["cramer_von_mises"], cramer_von_mises_by_hand(reference, current))
+    within(found["anderson_darling"], anderson_darling_by_hand(reference, current))
 
 
 @settings(max_examples=80, deadline=None)
@@ -99,6 +100,51 @@ def test_the_bounds_hold_for_any_values(reference: list[float], current: list[fl
         within(found["kolmogorov_smirnov"], stats.ks_2samp(reference, values).statistic)
         within(found["wasserstein"], stats.wasserstein_distance(reference, values))
         within(found["cramer_von_mises"], cramer_von_mises_by_hand(np.array(reference), values))
+        within(found["anderson_darling"], anderson_darling_by_hand(np.array(reference), values))
+
+
+def anderson_darling_by_hand(reference: Array, current: Array) -> float:
+    """Equation 7 of Scholz and Stephens 1987, of raw values: 0 where all are one."""
+    pooled, sides = np.concatenate([reference, current]), (reference, current)
+    both, total = len(pooled), 0.0
+    distinct, times = np.unique(pooled + 0.0, return_counts=True)
+    if len(distinct) < 2:
+        return 0.0
+    rank = np.cumsum(times) - times / 2
+    for side in sides:
+        own = np.searchsorted(np.sort(side + 0.0), distinct, side="left").astype(float)
+        own += np.searchsorted(np.sort(side + 0.0), distinct, side="right")
+        term = times / both * (both * own / 2 - len(side) * rank) ** 2 / (rank * (both - rank) - both * times / 4)
+        total += float(term.sum()) / len(side)
+    return total * (both - 1) / both
+
+
+def test_anderson_darling_by_hand_is_scipys() -> None:
+    rng = np.random.default_rng(2)
+    reference, current = rng.normal(size=50).round(1), rng.normal(size=30).round(1) + 0.3
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        normalised = stats.anderson_ksamp([reference, current], midrank=True).statistic
+    assert anderson_darling_by_hand(reference, current) == pytest.approx(normalised * sigma(50, 30) + 1)
+
+
+def test_where_nothing_drifts_wasserstein_is_what_it_is_said_to_be_on_average() -> None:
+    """1. Many samples of one distribution. Result: mean and deviation of the value are those that are given with it,
+    and without them little is left.
+    """
+    rng = np.random.default_rng(3)
+    for draw in (rng.normal, rng.exponential, lambda size: rng.integers(0, 5, size).astype(float)):
+        values, means, sds, left = [], [], [], []
+        for _ in range(60):
+            baseline, state = states(draw(size=2000), draw(size=500))
+            found = drift(baseline, state)["wasserstein"]
+            values.append(found.value[0])
+            means.append(found.null_mean[0])
+            sds.append(found.null_sd[0])
+            left.append(found.debiased[0])
+        assert np.mean(means) == pytest.approx(np.mean(values), rel=0.12)
+        assert np.mean(sds) == pytest.approx(np.std(values), rel=0.35)
+        assert np.median(left) < 0.5 * np.median(values)
 
 
 def cramer_von_mises_by_hand(reference: Array, current: Array) -> float:
