@@ -15,7 +15,8 @@ from monitors.metrics import Collector
 from monitors.service import Service
 from monitors.task import Task
 from monitors.types import Columns, Floats
-from monitors.watcher import Rule, Watcher
+from monitors.rule import Rule
+from monitors.watcher import Watcher
 
 MODELS, FEATURES = 10, 100
 TASK = Task("late", "p", (0, 1))

@@ -5,14 +5,29 @@ What they say are detections and no alarms: they hold no budget, and nobody is w
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
 import numpy as np
 
-from monitors.streams import DETECTORS
+from monitors.streams import ADWIN, CUSUM, DDM, EWMA, HDDMA, HDDMW, KSWIN, Detector, PageHinkley
 from monitors.types import Counts, Floats
+
+DETECTORS: Mapping[str, Callable[[int], Detector]] = MappingProxyType(
+    {
+        "adwin": ADWIN,
+        "cusum": CUSUM,
+        "ddm": DDM,
+        "ewma": EWMA,
+        "hddm-a": HDDMA,
+        "hddm-w": HDDMW,
+        "kswin": KSWIN,
+        "page-hinkley": PageHinkley,
+    }
+)
+"""By the name that `model.toml` has for it, what makes a detector of so many streams with default settings."""
 
 
 class LossStreams:

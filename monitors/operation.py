@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from monitors.performance.tally import floats
 from monitors.types import Columns
 
 OCTAVE = 4
@@ -38,11 +39,10 @@ class Operation:
 
     def update(self, columns: Columns) -> None:
         """Count requests."""
-        status, latency_ns = (np.asarray(columns.features[name]) for name in ("status", "latency_ns"))
-        hundreds = status // 100
-        place = np.where(hundreds == 2, 0, np.where(hundreds == 4, 1, 2))
+        status, latency_ns = (floats(columns.features.get(name), len(columns)) for name in ("status", "latency_ns"))
+        place = np.where((status >= 200) & (status < 300), 0, np.where((status >= 400) & (status < 500), 1, 2))
         self.outcomes += np.bincount(place, minlength=len(CLASSES))
-        octaves = np.log2(np.maximum(latency_ns, FASTEST_NS) / FASTEST_NS)
+        octaves = np.log2(np.clip(np.nan_to_num(latency_ns) / FASTEST_NS, 1.0, 2.0 ** (BINS // OCTAVE)))
         bins = np.minimum((octaves * OCTAVE).astype(np.int64), BINS - 1)
         self.latencies += np.bincount(bins, minlength=BINS)
 

@@ -26,7 +26,7 @@ class Task:
 
     `positive`, `threshold`: of two classes. `tolerance`: points by which a loss may be above that of training.
     `window_ns`: how far back "now" reaches. `learn_labels`: of how many labels a usual loss is learned.
-    `loss_detectors`: names in `monitors.streams.DETECTORS` of detectors that look at losses one by one.
+    `loss_detectors`: names in `monitors.loss_streams.DETECTORS` of detectors that look at losses one by one.
     """
 
     label: str

@@ -4,9 +4,6 @@ They are sequential, so their state is saved and restored but never merged: a st
 holds for independent losses in [0, 1]; see docs/monitoring.md for what autocorrelation and heavy tails do to them.
 """
 
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
-
 from monitors.streams.adwin import ADWIN
 from monitors.streams.cusum import CUSUM
 from monitors.streams.ddm import DDM
@@ -17,18 +14,4 @@ from monitors.streams.hddm_w import HDDMW
 from monitors.streams.kswin import KSWIN
 from monitors.streams.page_hinkley import PageHinkley
 
-__all__ = ["ADWIN", "CUSUM", "DDM", "DETECTORS", "EWMA", "HDDMA", "HDDMW", "KSWIN", "Detector", "PageHinkley"]
-
-DETECTORS: Mapping[str, Callable[[int], Detector]] = MappingProxyType(
-    {
-        "adwin": ADWIN,
-        "cusum": CUSUM,
-        "ddm": DDM,
-        "ewma": EWMA,
-        "hddm-a": HDDMA,
-        "hddm-w": HDDMW,
-        "kswin": KSWIN,
-        "page-hinkley": PageHinkley,
-    }
-)
-"""By the name that `model.toml` has for it, what makes a detector of so many streams with default settings."""
+__all__ = ["ADWIN", "CUSUM", "DDM", "EWMA", "HDDMA", "HDDMW", "KSWIN", "Detector", "PageHinkley"]

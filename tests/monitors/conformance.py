@@ -10,6 +10,7 @@ import numpy as np
 
 from monitors.baseline.build import Arrays, build
 from monitors.baseline.document import Baseline
+from monitors.operation import Operation
 from monitors.performance.confusion import Confusion
 from monitors.performance.dle import DirectLoss
 from monitors.performance.labels import LabelFlow
@@ -20,6 +21,7 @@ from monitors.performance.scores import Scores
 from monitors.performance.slices import Sliced
 from monitors.quality.duplicates import Duplicates
 from monitors.quality.freshness import Freshness
+from monitors.seen import Seen
 from monitors.types import Array, Columns, Monitor
 from monitors.window import Panes
 
@@ -47,6 +49,7 @@ def rows(n: int, seed: int = 0) -> Columns:
     time_ns = START + rng.integers(0, 72 * HOUR, n)
     labels["came"] = time_ns + rng.integers(0, 48 * HOUR, n)
     known = rng.random(n) < 2 / 3
+    features |= {"status": rng.choice([200, 400, 503], n), "latency_ns": rng.integers(0, 10**9, n)}
     return Columns(time_ns, features, outputs, labels, dict.fromkeys(labels, known))
 
 
@@ -75,6 +78,8 @@ def hostile() -> Iterator[Columns]:
     yield changed(word=words, x=words, late=words, kind=words, number=words)
     yield changed(word=np.array(["a", "b"] * (n // 2)), flag=np.array([None, True] * (n // 2), dtype=object))
     yield changed(**{name: np.zeros(n) for name in ("x", "score", "value", "late", "kind", "amount", "weight")})
+    yield changed(status=extremes, latency_ns=extremes)
+    yield changed(status=limits, latency_ns=words)
     yield changed(score=np.ones(n), late=np.ones(n, dtype=np.int64))
     yield changed(classes=np.full((n, 3), np.nan), score=np.full(n, -1.0))
     yield Columns(ordinary.time_ns)
@@ -96,6 +101,13 @@ def loss_model() -> bytes:
     return LossModel.fit(first, loss, outputs=["value"], trees=5).to_bytes()
 
 
+@cache
+def sliced() -> Baseline:
+    """The same with slices."""
+    first = rows(3000, 1)
+    return build(Arrays(first.features, first.outputs), slices=["word", "count"])
+
+
 def joint() -> Any:
     """Sums for joint drift."""
     made = baseline().new_joint()
@@ -114,6 +126,8 @@ MONITORS: dict[str, Callable[[], Monitor]] = {
     "Panes": lambda: Panes(baseline().new_state, HOUR, 12, 4),
     "Duplicates": lambda: Duplicates(baseline().layout, 64),
     "Freshness": Freshness,
+    "Operation": Operation,
+    "Seen": lambda: Seen(sliced()),
     "Scores": scores,
     "ClassScores": lambda: ClassScores(output="classes", label="kind", classes=[0, 1, 2]),
     "Confusion": lambda: Confusion(output="number", label="kind", classes=[0, 1, 2]),

@@ -17,10 +17,10 @@ from monitors.baseline.build import Arrays, build
 from monitors.baseline.document import Baseline
 from monitors.labelled import Labelled
 from monitors.learnt import PART, Learner
+from monitors.loss_streams import DETECTORS
 from monitors.metrics import Collector
 from monitors.rule import Rule
 from monitors.service import Subject
-from monitors.streams import DETECTORS
 from monitors.task import Task
 from monitors.types import Array
 from tests.ledger.rig import write
