@@ -12,10 +12,10 @@ from monitors.baseline.build import Arrays, build
 from monitors.labelled import Rows
 from monitors.learnt import PART, Learner
 from monitors.metrics import Collector
+from monitors.rule import Rule
 from monitors.service import Service
 from monitors.task import Task
 from monitors.types import Columns, Floats
-from monitors.rule import Rule
 from monitors.watcher import Watcher
 
 MODELS, FEATURES = 10, 100
