@@ -130,7 +130,7 @@ class Bench:
         try:
             requests = bodies.make(case.model, case.form, case.rows, case.bodies)
             check.check(server.address, case.path, requests, case.connections, None)
-        except FAILURES as error:
+        except (*FAILURES, ValueError) as error:  # an answer that is no JSON, too
             return f"asked again: {error}"
         return "asked again, it answers"
 

@@ -45,7 +45,7 @@ WALL_CLOCK_USERS = {
     "gateway/journal/journal.py": "records tell when a request came",
     "gateway/journal/recovery.py": "a segment tells when it was sealed",
     "gateway/journal/segment.py": "a segment tells when it was sealed",
-    "gateway/inference/pipeline.py": "the statistics document tells when the last inference was",
+    "gateway/inference/delivery.py": "the statistics document tells when the last inference was",
     "gateway/models/source.py": "the age of a file is counted from its modification time",
 }
 NO_IO = ("socket", "asyncio", "os", "pathlib", "subprocess", "starlette", "uvicorn", "onnxruntime")

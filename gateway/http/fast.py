@@ -10,14 +10,13 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from gateway.errors import HeadgateError, InvalidRequest, PayloadTooLarge, RequestTimeout, ServerError
+from gateway.errors import HeadgateError, InvalidRequest, PayloadTooLarge, ServerError
 from gateway.http import replies, strict
+from gateway.http.connection import BODY, HEAD, IDLE, MAX_PIPELINED, Connection, Exit
 from gateway.http.head import NO_NAMES, Head, Names, find_route, offered_id, recall, remember
 from gateway.http.intake import Intake
 from gateway.inference.call import Call
@@ -27,15 +26,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("headgate.access")
 
-MAX_PIPELINED = 64
-"""Requests of one connection that may wait for their replies; then it is not read any further."""
-
-LINGER_S = 2.0
-"""How long a refused client may go on sending before its connection is closed."""
-
-IDLE, HEAD, BODY = range(3)
-"""What a connection is receiving: nothing, a request's headers, its body."""
-
 
 class _Busy:
     """Stands for replies of the fast door that are due before an ASGI reply may begin."""
@@ -43,42 +33,18 @@ class _Busy:
     response_complete = False
 
 
-class _Exit:
-    """The transport as an ASGI reply sees it: closed behind a reply, it lets the client read it first.
-
-    A client that still sends its body would lose the reply to the reset that closing on unread data brings.
-    """
-
-    def __init__(self, protocol: FastProtocol) -> None:
-        self._protocol = protocol
-        self.write = protocol.transport.write
-
-    def close(self) -> None:
-        """Close, when the client has got what it is owed."""
-        protocol = self._protocol
-        if protocol.stage == BODY and protocol.cycle.response_complete:
-            protocol.finished = True
-            protocol._linger()
-        else:
-            protocol.transport.close()
-
-
-class FastProtocol(HttpToolsProtocol):
+class FastProtocol(Connection):
     """One connection. It is the Door of its calls."""
 
     offers_inference = True
 
     def __init__(self, gateway: Gateway, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.gateway = gateway
+        super().__init__(gateway, *args, **kwargs)
         self.inference = gateway.pipeline
-        self.limits = gateway.connection_limits
-        self.clock = gateway.clock
         self.key_header = gateway.settings.client_key_header.encode()
         self.heads = gateway.heads
         self.cells = gateway.counters.cells
         self.access_log = gateway.settings.access_log
-        self.order: deque[Call | replies.Refusal] = deque()
         self.head: Head | None = None
         self.call: Call | None = None
         self.seen: bytes | None = None
@@ -86,12 +52,7 @@ class FastProtocol(HttpToolsProtocol):
         self.chunks: list[bytes] = []
         self.intake = Intake(self.limits, self.inference.limits.max_body_bytes)
         self.at_start = True
-        self.stage = HEAD
-        self.since = self.clock.now
         self.trouble: HeadgateError | None = None
-        self.finished = False
-        self.stalled_since: float | None = None
-        self.lingering_since: float | None = None
 
     # -- what the transport says
 
@@ -104,7 +65,7 @@ class FastProtocol(HttpToolsProtocol):
             if head is None:
                 head, size, names, self.seen = recall(self.heads, data)
                 self.head_size = size if names is NO_NAMES else 0
-            is_free = self.cycle is None or not self._asgi_is_busy()
+            is_free = self.cycle is None or not self.asgi_is_busy()
             if head is not None and is_free and len(data) == size + head.length:
                 self.stage = IDLE
                 call = self._admit(head, names)
@@ -157,48 +118,12 @@ class FastProtocol(HttpToolsProtocol):
         self.head = self.call = None
         self.chunks = []
 
-    def pause_writing(self) -> None:
-        """The client does not read its replies, so no more of its requests are read."""
-        self.stalled_since = self.clock.now
-        self.flow.pause_reading()
-        super().pause_writing()
-
-    def resume_writing(self) -> None:
-        """It reads again."""
-        self.stalled_since = None
-        super().resume_writing()
-        if len(self.order) < MAX_PIPELINED:
-            self.flow.resume_reading()
-
     def shutdown(self) -> None:
         """Finish what is in flight, then close."""
         if self.order:
             self.order[-1].close = True
         else:
             super().shutdown()
-
-    def check(self, now: float) -> None:
-        """Called every so often: end what takes too long."""
-        if self.stalled_since is None and self.transport.is_closing():
-            # It ends when its last bytes are written, which a client that does not read could put off for ever.
-            self.stalled_since = now
-        limits = self.limits
-        waited = now - self.since
-        if self.stalled_since is not None:
-            if now - self.stalled_since > limits.write_stall_s:
-                self.transport.abort()
-        elif self.lingering_since is not None:
-            if now - self.lingering_since > LINGER_S:
-                self.transport.close()
-        elif self.stage == HEAD and waited > limits.header_s:
-            self.fail(RequestTimeout(f"the headers did not arrive within {limits.header_s:g} s"))
-        elif self.stage == BODY and waited > limits.body_s:
-            self.fail(RequestTimeout(f"the body did not arrive within {limits.body_s:g} s"))
-        elif self.stage == IDLE and waited > limits.idle_s and not self.order and not self._asgi_is_busy():
-            self.transport.close()
-
-    def _asgi_is_busy(self) -> bool:
-        return bool(self.pipeline) or (self.cycle is not None and not self.cycle.response_complete)
 
     # -- what the parser finds
 
@@ -242,7 +167,7 @@ class FastProtocol(HttpToolsProtocol):
         self.intake.begin_body()
         seen, self.seen = self.seen, None
         route = find_route(self.url) if self.offers_inference else None
-        if route is None or method != b"POST" or self._asgi_is_busy():
+        if route is None or method != b"POST" or self.asgi_is_busy():
             self._to_asgi()
             return
         keep_alive = self.parser.should_keep_alive() and version == "1.1"
@@ -322,14 +247,7 @@ class FastProtocol(HttpToolsProtocol):
         if self.order:
             self.cycle = _Busy()  # type: ignore[assignment]
         super().on_headers_complete()
-        self.cycle.transport = _Exit(self)  # type: ignore[assignment]
-
-    def on_response_complete(self) -> None:
-        """An ASGI reply is complete. uvicorn's own timer for what comes next is not used: `check` has all deadlines."""
-        super().on_response_complete()
-        self._unset_keepalive_if_required()
-        if self.stage == IDLE:
-            self.since = self.clock.now
+        self.cycle.transport = Exit(self)  # type: ignore[assignment]
 
     # -- the Door
 
@@ -387,16 +305,6 @@ class FastProtocol(HttpToolsProtocol):
         if self.order and self.order[0] is place:
             self._send()
 
-    def _linger(self) -> None:
-        """Close, but let the client read what it is owed: closing on unread data would reset the connection."""
-        if self.order:
-            self.order[-1].close = True
-        elif self.transport.can_write_eof():
-            self.transport.write_eof()
-            self.lingering_since = self.clock.now
-        else:
-            self.transport.close()
-
     def fail(self, error: HeadgateError) -> None:
         """Answer what cannot be a request, behind the replies that are owed, and close."""
         if self.finished or self.transport.is_closing():
@@ -409,17 +317,17 @@ class FastProtocol(HttpToolsProtocol):
             self.inference.refuse(self.call, error)
             return
         if self.head is not None:
-            self._linger()
+            self.linger()
             return
         cycle = self.cycle
-        if self.stage != BODY and self._asgi_is_busy():
+        if self.stage != BODY and self.asgi_is_busy():
             # An ASGI reply is on its way; whatever it is, nothing can follow it.
             cycle.keep_alive = False
             return
         if self.stage == BODY and cycle is not None:
             if cycle.response_complete:
                 # It was answered without its body.
-                self._linger()
+                self.linger()
                 return
             if self.order:
                 # Its application was not asked yet, and will not be.
@@ -449,7 +357,7 @@ class FastProtocol(HttpToolsProtocol):
                 if self.stage == IDLE and self.trouble is None:
                     transport.close()
                 else:
-                    self._linger()
+                    self.linger()
                 return
         if transport.is_closing():
             return

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.http.fast import LINGER_S, MAX_PIPELINED
+from gateway.http.connection import LINGER_S, MAX_PIPELINED
 from gateway.http.head import MAX_HEADS
 from gateway.types import Array
 from tests.http.messages import HEADS, INFER, KINDS, chunked, document, message
