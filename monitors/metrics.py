@@ -177,9 +177,7 @@ class Collector:
             labels=[*_LABELS, "detector", "loss"],
         )
         whole = {name: GaugeMetricFamily(metric, text, labels=_LABELS) for name, (metric, text) in WHOLE_ROWS.items()}
-        for key in self._service.known():
-            # The lock is for one version at a time, so that nobody waits for all of them.
-            found = self._service.read_one(key, look)
+        for key, found in self._service.read(look).items():
             assert isinstance(found, Look)
             labels = [key[0], str(key[1])]
             for name, value in found.whole.items():

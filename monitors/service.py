@@ -385,17 +385,11 @@ class Service:
         return found
 
     def read(self, look: Callable[[Watcher], object]) -> Mapping[Key, object]:
-        """What `look` makes of each watcher, none of which changes meanwhile."""
-        with self._lock:
-            return {key: look(watcher) for key, watcher in sorted(self.watchers.items())}
+        """What `look` makes of each watcher, which does not change meanwhile. Nobody has to wait for all of them."""
+        return {key: self.look_at(watcher, look) for key, watcher in sorted(self.watchers.items())}
 
-    def known(self) -> list[Key]:
-        """The versions that are watched."""
-        return sorted(self.watchers)
-
-    def read_one(self, key: Key, look: Callable[[Watcher], object]) -> object:
-        """What `look` makes of one watcher, which must be there."""
-        watcher = self.watchers[key]
+    def look_at(self, watcher: Watcher, look: Callable[[Watcher], object]) -> object:
+        """What `look` makes of one watcher, which does not change meanwhile."""
         with self._lock:
             return look(watcher)
 

@@ -103,7 +103,7 @@ class Monitoring:
         watcher = self.service.watchers.get(key)
         if watcher is None:
             raise UnknownVersion(key[0], request.path_params["version"])
-        found = await asyncio.to_thread(self.service.read_one, key, _table)
+        found = await asyncio.to_thread(self.service.look_at, watcher, _table)
         table = dict(_named(key, found))
         if watcher.performance is not None:
             label = watcher.performance.task.label
