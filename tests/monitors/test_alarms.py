@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from monitors.alarms import Alarm, Alarms
@@ -337,6 +337,7 @@ def test_a_budget_that_is_none_is_refused(text: str) -> None:
         Budget.parse(text)
 
 
+@settings(deadline=None)
 @given(alarms=st.floats(0.01, 100), seconds=st.floats(1, 3600))
 def test_thresholds_hold_what_the_budget_allows(alarms: float, seconds: float) -> None:
     """Blocks in a year over blocks between false alarms is the number of false alarms in a year."""
@@ -353,6 +354,7 @@ def test_a_budget_that_allows_an_alarm_in_every_block_is_refused() -> None:
         YEARLY.log_threshold(0)
 
 
+@settings(deadline=None)
 @given(alarms=st.integers(1, 50), name=st.sampled_from(["hour", "day", "week", "month", "quarter", "year"]))
 def test_a_budget_reads_back_as_it_was_written(alarms: int, name: str) -> None:
     budget = Budget.parse(f"{alarms} per model-{name}")

@@ -6,7 +6,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.optimize import brentq
@@ -91,6 +91,7 @@ def test_a_baseline_taken_as_exact_is_no_fair_bet_and_the_ball_is_what_mends_it(
 counts_of_two_features = arrays(np.int64, (3, 2, 6), elements=st.integers(0, 3000))
 
 
+@settings(deadline=None)
 @given(
     seen=counts_of_two_features,
     baseline=arrays(np.int64, (2, 6), elements=st.integers(0, 5000)),
@@ -142,6 +143,7 @@ def test_padding_changes_no_evidence() -> None:
     assert log_evidence(wide, np.pad(seen, ((0, 0), (0, 0), (0, 7)))) == pytest.approx(plain, abs=1e-9)
 
 
+@settings(deadline=None)
 @given(seen=arrays(np.int64, (2, 3, 4), elements=st.one_of(st.integers(0, 5), st.integers(0, 2**40))))
 def test_evidence_is_a_number_for_any_counts_and_zero_where_there_are_none(seen: Counts) -> None:
     reference = Reference.build([[10, 0, 0, 0], [1, 1, 1, 1], [0, 0, 0, 0]], ordered=[[True], [False], [True]])
@@ -192,6 +194,7 @@ def test_no_binomial_exceeds_the_constant_on_which_the_ball_of_fixed_bins_rests(
         assert (np.exp(ways + log_p + t * apart).sum(axis=0) * np.sqrt(1 - t)).max() <= WORST_BINOMIAL
 
 
+@settings(deadline=None)
 @given(counts=arrays(np.int64, (2, 5), elements=st.integers(0, 10**7)), delta=st.floats(1e-9, 0.5))
 def test_the_radius_exceeds_the_chi_squared_one_and_shrinks_as_rows_are_added(counts: Counts, delta: float) -> None:
     counts[:, 0] += 1

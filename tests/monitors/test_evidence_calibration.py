@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from monitors.evidence.calibration import clumping, hour_classes, hours_of_week, strayed
@@ -15,6 +15,7 @@ from monitors.evidence.reference import Reference
 from monitors.types import Counts
 
 
+@settings(deadline=None)
 @given(st.datetimes(datetime(1800, 1, 1), datetime(2200, 1, 1)))
 def test_the_hour_of_the_week_is_that_of_the_calendar(moment: datetime) -> None:
     moment = moment.replace(tzinfo=UTC, microsecond=0)

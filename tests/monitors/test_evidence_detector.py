@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
 
@@ -97,6 +97,7 @@ def test_day_and_night_that_differ_are_no_change_where_each_has_its_reference() 
     assert loudest["seasonal"] < np.log(100)
 
 
+@settings(deadline=None)
 @given(st.lists(st.lists(st.integers(0, 50), min_size=4, max_size=4), max_size=20), st.integers(0, 20))
 def test_a_detector_that_is_stored_and_restored_goes_on_bit_for_bit(rows: list[list[int]], cut: int) -> None:
     references = [Reference.build([[30, 70], [50, 50]], ordered=True), Reference.build([[10, 90], [5, 50]])]

@@ -7,7 +7,7 @@ from itertools import product
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom, kstest
 
@@ -70,6 +70,7 @@ def test_losses_that_hold_their_bound_raise_no_alarm_and_a_rise_is_found_and_dat
     assert mean == pytest.approx(0.16, abs=0.03)
 
 
+@settings(deadline=None)
 @given(
     blocks=st.lists(st.lists(st.floats(0, 1), max_size=6), max_size=12), cut=st.integers(0, 12), seed=st.integers(0, 9)
 )
@@ -106,6 +107,7 @@ def test_a_bound_that_bounds_nothing_is_refused(bound: float) -> None:
 # --- confidence ---
 
 
+@settings(deadline=None)
 @given(rows=st.integers(1, 10_000), share=st.floats(0, 1), delta=st.floats(1e-9, 0.4))
 def test_the_highest_mean_covers_as_clopper_and_pearson_do_but_a_little_wider(
     rows: int, share: float, delta: float
@@ -136,6 +138,7 @@ def test_the_interval_of_a_sum_misses_the_mean_at_some_time_with_at_most_its_pro
     assert np.median(high[:, -1] - low[:, -1]) < 0.09
 
 
+@settings(deadline=None)
 @given(total=st.integers(0, 50), more=st.integers(0, 50), alpha=st.floats(0.001, 0.5))
 def test_the_interval_ends_where_the_mixture_reaches_one_over_alpha(total: int, more: int, alpha: float) -> None:
     rows = total + more
@@ -241,6 +244,7 @@ def test_a_change_of_scores_is_found_and_the_same_scores_shuffled_are_not() -> N
     assert loudest["shuffled"] < math.log(80 * 20)
 
 
+@settings(deadline=None)
 @given(st.lists(st.lists(st.integers(0, 3), max_size=9), max_size=9), st.integers(0, 9))
 def test_scores_that_are_read_again_or_resumed_give_the_same_bytes(blocks: list[list[int]], cut: int) -> None:
     through, resumed = ConformalDetector(4, seed=3), ConformalDetector(4, seed=3)
@@ -267,6 +271,7 @@ def test_scores_that_do_not_fit_are_refused() -> None:
 # --- e-BH ---
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(-20, 20), min_size=1, max_size=12), st.floats(0, 8))
 def test_e_bh_rejects_the_largest_k_whose_smallest_is_large_enough(logs: list[float], threshold: float) -> None:
     ranked = sorted(logs, reverse=True)
