@@ -41,7 +41,7 @@ CONNECTION = (
 )
 """Attributes of a connection that it reads or sets."""
 
-CYCLE = ("disconnected", "keep_alive", "message_event", "response_complete", "response_started", "scope")
+CYCLE = ("disconnected", "keep_alive", "message_event", "response_complete", "response_started", "scope", "transport")
 FLOW = ("read_paused",)
 SERVER = ("connections", "default_headers", "tasks")
 

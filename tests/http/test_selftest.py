@@ -17,7 +17,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from uvicorn.server import ServerState
 
 from gateway import doctor
-from gateway.http import fast, selftest
+from gateway.http import connection, fast, selftest
 from gateway.workers.child import STARTUP_FAILURE
 from tests.onnx_models import identity, put
 from tests.servers import Server
@@ -203,12 +203,19 @@ def attributes_of(tree: ast.AST, of: str) -> set[str]:
 
 def test_the_tables_name_all_that_the_fast_door_takes_from_uvicorn() -> None:
     """Every attribute of the protocol that it did not make itself, and every method that it replaces."""
-    tree = ast.parse(Path(fast.__file__).read_text())
-    (protocol,) = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "FastProtocol"]
-    (init,) = [node for node in protocol.body if isinstance(node, ast.FunctionDef) and node.name == "__init__"]
+    parts = [
+        node
+        for module in (connection, fast)
+        for node in ast.parse(Path(module.__file__).read_text()).body
+        if isinstance(node, ast.ClassDef) and node.name in ("Connection", "FastProtocol")
+    ]
+    assert len(parts) == 2
+    protocol = ast.Module([each for part in parts for each in part.body], [])
     own = {node.name for node in protocol.body if isinstance(node, ast.FunctionDef)}
     own |= {
         target.attr
+        for init in protocol.body
+        if isinstance(init, ast.FunctionDef) and init.name == "__init__"
         for node in ast.walk(init)
         if isinstance(node, ast.Assign | ast.AnnAssign)
         for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
