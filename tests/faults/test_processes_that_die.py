@@ -22,8 +22,9 @@ from tests.servers import Server
 pytestmark = pytest.mark.faults
 
 Pair = Callable[..., Server]
-LATE_S = 6.0
-"""What is allowed where two seconds are meant: the machine may be busy with other tests."""
+LATE_S = 20.0
+"""What is allowed where two seconds are meant: the machine may be busy with other tests. `python -m loadtests.faults`
+holds the two seconds on one that is not."""
 
 
 def seconds_until(server: Server, reached: Callable[[], object], what: str, allowed_s: float = LATE_S) -> float:
