@@ -88,7 +88,6 @@ class Acceptor:
         self._others: Callable[[], int | None] = lambda: None
         self._changed: Callable[[int], None] = lambda count: None
         self._open = False
-        self._late = False
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def share(self, fewest: Callable[[], int | None], changed: Callable[[int], None]) -> None:
@@ -109,12 +108,13 @@ class Acceptor:
             self._loop.remove_reader(self._listener)
             with suppress(OSError):
                 while self._count() + len(self._tasks) < self._cap and self._take():
-                    self._late = True
+                    pass
         self._listener.close()
 
     async def wait_closed(self) -> None:
-        """uvicorn asks its servers before it closes what is idle: who came last may just be sending its request."""
-        if self._late:
+        """Until who came last has a protocol, and has had the time to send its request."""
+        if self._tasks:
+            await asyncio.wait(self._tasks)
             await asyncio.sleep(LATE_S)
 
     def _pause(self, seconds: float) -> None:
@@ -192,6 +192,16 @@ class Server(uvicorn.Server):
         self.acceptor = Acceptor(self._listener, self._connection, self.connections, self._cap)
         self.servers = [self.acceptor]  # type: ignore[list-item]
         self.started = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """See uvicorn, which tells only those connections to end that it knows when it begins: so wait for the last.
+
+        One that nobody tells is served on for as long as its client likes, and the drain takes all of its time.
+        """
+        if self.acceptor is not None:
+            self.acceptor.close()
+            await self.acceptor.wait_closed()
+        await super().shutdown(sockets)
 
     def _connection(self) -> asyncio.Protocol:
         make: Any = self.config.http_protocol_class
