@@ -343,3 +343,10 @@ def test_a_server_that_is_asked_to_end_exits_with_0(
     assert server.stop(number) == 0
     events = [line["event"] for line in server.log()]
     assert (events[0], events[-1]) == ("started", "stopped")
+
+
+def test_the_command_has_one_thread_so_that_no_signal_to_the_supervisor_goes_to_another() -> None:
+    code = "import gateway.cli, gateway.server, os; print(len(os.listdir('/proc/self/task')))"
+    environment = {name: value for name, value in os.environ.items() if name != "OPENBLAS_NUM_THREADS"}
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert ran.stdout.split() == ["1"]
