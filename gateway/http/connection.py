@@ -37,6 +37,7 @@ class Exit:
     def __init__(self, protocol: Connection) -> None:
         self._protocol = protocol
         self.write = protocol.transport.write
+        self.is_closing = protocol.transport.is_closing
 
     def close(self) -> None:
         """Close, when the client has got what it is owed."""
