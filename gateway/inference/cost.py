@@ -6,7 +6,10 @@ from collections import deque
 from itertools import combinations
 from statistics import median
 
-REFIT_RUNS = 32
+REFIT_RUNS, REFIT_S = 32, 0.005
+"""The line is drawn anew after so many runs, and after each one that took so long: it decides who is refused, and what
+quarantine measured beside other work must not be held against clients for long."""
+
 KEPT = 9
 MAX_SIZES = 12
 
@@ -65,7 +68,7 @@ class Cost:
         times.append(seconds)
         self._rows[size].append(rows)
         self._runs += 1
-        if self._runs % REFIT_RUNS == 0 or not self.known:
+        if self._runs % REFIT_RUNS == 0 or seconds >= REFIT_S or not self.known:
             self._fit()
 
     def _fit(self) -> None:

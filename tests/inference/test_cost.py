@@ -78,6 +78,12 @@ def test_where_nothing_is_known_a_run_is_taken_for_a_long_one_until_the_first() 
     assert cost.expect_s(1) == pytest.approx(0.0001)
 
 
+def test_long_runs_are_learned_from_at_once_so_that_a_bad_first_measurement_refuses_nobody_for_long() -> None:
+    cost = Cost(1.0, 8.0, 8)
+    cost.learn(1, 0.02)
+    assert cost.expect_s(1) == pytest.approx(0.02)
+
+
 def test_runs_of_one_size_alone_scale_what_was_known() -> None:
     cost = Cost(0.001, 0.0024, 8)
     for _ in range(REFIT_RUNS):
