@@ -175,7 +175,7 @@ def test_a_machine_without_a_usable_python_is_told_so_in_one_line() -> None:
 
 def test_ci_types_what_a_newcomer_types_and_skips_no_proof_that_could_not_be_fetched() -> None:
     lines = (ROOT / ".ci/run").read_text(encoding="utf-8").splitlines()
-    assert any(line.startswith("export CI=1") for line in lines)
+    assert any(line.startswith("export CI=") for line in lines)
     assert lines.index("scripts/first_run.sh") < lines.index("exec make check")
 
 

@@ -201,8 +201,8 @@ def test_no_module_holds_state(path: Path) -> None:
 def test_importing_a_module_reads_no_environment_variable(path: Path) -> None:
     found = violations(environment_at_import, path)
     if path == ROOT / "gateway/__init__.py":
-        # The one exception: onnxruntime reads this variable when it is imported.
-        assert len(found) == 1
+        # The exceptions: onnxruntime and numpy's BLAS read these variables when they are imported.
+        assert len(found) == 2
         assert TELEMETRY_SWITCH in [ast.unparse(statement) for statement in tree_of(path).body]
     else:
         assert found == []

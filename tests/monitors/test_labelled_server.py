@@ -98,6 +98,8 @@ def test_however_often_the_control_process_is_killed_every_label_counts_once_and
             client.predict()
         for name in list(client.said)[-REQUESTS:-10]:
             client.label(name, client.dice.random() < client.said[name])
+        # A correction that reaches the ledger together with what it corrects never counts otherwise.
+        server.wait_for(lambda: agrees(server, client), 60, "every label is counted before some are corrected")
         for name in list(client.labels)[:5]:
             client.label(name, not client.labels[name])
         server.wait_for(lambda: agrees(server, client), 60, "every label is counted once")
@@ -106,7 +108,6 @@ def test_however_often_the_control_process_is_killed_every_label_counts_once_and
             os.kill(control, signal.SIGKILL)
             server.wait_for(lambda: server.pid("control") != control, 30, "another control process")  # noqa: B023
     found = performance(server)
-    # Corrections that reach the ledger together with what they correct are never counted otherwise.
     assert 10 <= found["labels"].pop("superseded") <= 15
     assert found["labels"] == {"labels": 150, "withdrawn": 0, "apart": 0}
     with urllib.request.urlopen(server.admin_url + "/metrics", timeout=60) as reply:
