@@ -80,6 +80,7 @@ class Head:
         A list that is spread over several headers is one; of other headers that stand twice the last one counts.
         """
         accepted = b""
+        timeout: bytes | None = None
         trouble: HeadgateError | None = None
         for name, value in headers:
             if name == b"content-length":
@@ -102,9 +103,7 @@ class Head:
             elif name == b"traceparent":
                 self.trace = trace_of(value)
             elif name == TIMEOUT_HEADER:
-                self.timeout_s = timeout_of(value)
-                if self.timeout_s is None:
-                    trouble = trouble or wrong_timeout(value)
+                timeout = value
             elif name == b"expect":
                 self.expects = value.lower() == b"100-continue"
                 self.keep = False
@@ -112,6 +111,10 @@ class Head:
                 self.keep = False
             if name == key_header:
                 self.key = value.decode("latin-1")[:MAX_KEY]
+        if timeout is not None:
+            self.timeout_s = timeout_of(timeout)
+            if self.timeout_s is None:
+                trouble = trouble or wrong_timeout(timeout)
         if accepted:
             self.coding = compression.choose(accepted.decode("latin-1"))
         return trouble

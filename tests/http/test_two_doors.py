@@ -147,6 +147,7 @@ SPELLINGS: Mapping[str, tuple[bytes, int]] = {
     "deadline": (message(document(1, parameters={"timeout": 1})), 504),
     "time for an answer": (message(document(1), "Headgate-Timeout-Ms: 5000"), 200),
     "time that is over": (message(document(1, parameters={"timeout": 1}), "Headgate-Timeout-Ms: 5000"), 504),
+    "no time and then some": (message(document(1), "Headgate-Timeout-Ms: 0", "Headgate-Timeout-Ms: 5000"), 200),
     "no time": (message(document(1), "Headgate-Timeout-Ms: 0"), 400),
     "time in words": (message(document(1), "Headgate-Timeout-Ms: a second"), 400),
     "time without end": (message(document(1), "Headgate-Timeout-Ms: 1000000000000"), 400),
