@@ -14,7 +14,6 @@ import msgspec
 
 from gateway.errors import HeadgateError, ModelFailed, NotReady, ServerError
 from gateway.inference.admission import Admission
-from gateway.inference.batcher import Batch
 from gateway.inference.call import Call
 from gateway.inference.engine import Engine, Outcome, Part
 from gateway.inference.times import Times
@@ -54,23 +53,23 @@ class Delivery:
         self._journal = journal
         self._accounts: list[Account] = []
 
-    def deliver(self, engine: Engine, batch: Batch, outcome: Outcome) -> None:
+    def deliver(self, engine: Engine, outcome: Outcome) -> None:
         """Give every call of a batch what it came to. It never raises: other batches wait behind this one."""
-        run_ns = outcome.ended_ns - outcome.began_ns
         for part in outcome.parts:
             try:
                 if part.error is None:
-                    self._reply(engine, part, outcome, run_ns)
+                    self._reply(engine, part, outcome)
                 else:
                     self._failed(part.calls[0], part.error)
             except Exception as error:
                 self.broken(part.calls, error)
-        if len(outcome.parts) == 1 and outcome.parts[0].error is None:
-            engine.cost.learn(batch.rows, run_ns / 1e9)
 
     def settle(self) -> None:
         """Count what was answered, and end its calls."""
-        accounts, self._accounts = self._accounts, []
+        accounts = self._accounts
+        if not accounts:
+            return
+        self._accounts = []
         for account in accounts:
             try:
                 self._count(account)
@@ -128,14 +127,14 @@ class Delivery:
 
     # -- calls that ran
 
-    def _reply(self, engine: Engine, part: Part, outcome: Outcome, run_ns: int) -> None:
+    def _reply(self, engine: Engine, part: Part, outcome: Outcome) -> None:
         """Write the replies of calls that ran together, then their records, then answer them."""
         everyone, plain = part.calls, part.plain
         calls = everyone if plain else [call for call in everyone if not call.gone]
         replies, nonfinite = engine.writer.write(calls, part.names, part.arrays, part.first_row, plain=plain)
         times = Times.of(everyone, outcome.began_ns)
         written_ns = time.monotonic_ns()
-        encode_ns = written_ns - outcome.ended_ns
+        run_ns, encode_ns = outcome.ended_ns - outcome.began_ns, written_ns - outcome.ended_ns
         account = Account(engine, part, outcome.rows, run_ns, encode_ns, outcome.began_ns, times, nonfinite)
         journal = self._journal
         if engine.recorder is not None and journal is not None:

@@ -118,7 +118,12 @@ class Engine:
                 parts = [Part(batch.calls, (), (), None, error)]
             else:
                 parts = [self._alone(call) for call in batch.calls]
-        return Outcome(parts, batch.rows, began, time.monotonic_ns())
+        return Outcome(parts, batch.stop - batch.start, began, time.monotonic_ns())
+
+    def learn(self, outcome: Outcome) -> None:
+        """What the run took is what others are expected to take, where it went well."""
+        if len(outcome.parts) == 1 and outcome.parts[0].error is None:
+            self.cost.learn(outcome.rows, (outcome.ended_ns - outcome.began_ns) / 1e9)
 
     def _alone(self, call: Call) -> Part:
         batch = Batch([call], call.block, call.row, call.row + call.rows)
@@ -128,19 +133,21 @@ class Engine:
             return Part([call], (), (), None, error)
 
     def _run(self, batch: Batch) -> Part:
-        calls = batch.calls
-        names = _union(calls[:1] if batch.plain else calls)
+        calls, rows = batch.calls, batch.stop - batch.start
+        plan = calls[0].plan
+        assert plan is not None
+        names = plan.names if batch.plain else _union(calls)
         feed = batch.feed(self._inputs)
-        if self.joins and batch.rows > self.max_rows:
-            arrays = self._pieces(feed, names, batch.rows)
+        if self.joins and rows > self.max_rows:
+            arrays = self._pieces(feed, names, rows)
         else:
             arrays = self._session.run(feed, names)
         if len(calls) == 1:
             return Part(calls, names, arrays, None, None, batch.plain)
-        if not _follow(arrays, batch.rows):
+        if not _follow(arrays, rows):
             # Quarantine saw one row out for one row in; these rows are different, so they run alone.
             self.joins = False
-            raise ValueError(f"a batch of {batch.rows} rows gave {[array.shape for array in arrays]}")
+            raise ValueError(f"a batch of {rows} rows gave {[array.shape for array in arrays]}")
         if batch.block is not None:
             return Part(calls, names, arrays, batch.start, None, batch.plain)
         row = 0

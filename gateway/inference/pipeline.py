@@ -66,7 +66,9 @@ class Pipeline:
         self._flush_asked = False
         self._calls = 0
         self._quiet_turns = 0
+        self._lone: tuple[Engine, Outcome] | None = None
         self._sweeping = False
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     # -- in
 
@@ -155,10 +157,12 @@ class Pipeline:
             self._calls == 1 and self._quiet_turns >= QUIET_TURNS and engine.cost.expect_s(call.rows) < engine.inline_s
         ):
             # Nobody else is about: the answer need not wait until the loop has looked at its sockets again. What there
-            # is to count can wait: the loop writes first what is to be sent.
+            # is to count and to learn can wait: the loop writes first what is to be sent.
             self._ask_for_flush()
             batch = Batch([call], call.block, call.row, call.row + call.rows, call.plain)
-            self._delivery.deliver(engine, batch, engine.execute(batch))
+            outcome = engine.execute(batch)
+            self._delivery.deliver(engine, outcome)
+            self._lone = engine, outcome
         else:
             engine.batcher.add(call)
             self._schedule(engine)
@@ -232,14 +236,21 @@ class Pipeline:
     def _ask_for_flush(self) -> None:
         if not self._flush_asked:
             self._flush_asked = True
-            asyncio.get_running_loop().call_soon(self._flush)
+            if self._loop is None or self._loop.is_closed():
+                # Once: to ask for it costs a system call in Pythons before 3.12.
+                self._loop = asyncio.get_running_loop()
+            self._loop.call_soon(self._flush)
 
     def _flush(self) -> None:
         """The end of a turn: run what it brought."""
         self._quiet_turns = self._quiet_turns + 1 if self._calls == 1 else 0
         self._calls = 0
         self._flush_asked = False
-        self._delivery.settle()
+        if self._lone is not None:
+            engine, outcome = self._lone
+            self._lone = None
+            engine.learn(outcome)
+            self._delivery.settle()
         due, self._due = self._due, []
         for engine in due:
             engine.scheduled = False
@@ -264,7 +275,9 @@ class Pipeline:
                 if self._run_apart(engine, batch, expected_s):
                     return
                 continue
-            self._delivery.deliver(engine, batch, engine.execute(batch))
+            outcome = engine.execute(batch)
+            self._delivery.deliver(engine, outcome)
+            engine.learn(outcome)
             if engine.batcher and time.monotonic_ns() - began_ns > TURN_NS:
                 engine.behind = True
                 self._schedule(engine)
@@ -291,7 +304,8 @@ class Pipeline:
         for part in outcome.parts:
             # Who left meanwhile is not answered.
             part.plain = part.plain and True not in [call.gone for call in part.calls]
-        self._delivery.deliver(engine, batch, outcome)
+        self._delivery.deliver(engine, outcome)
+        engine.learn(outcome)
         self._advance(engine)
         self._delivery.settle()
 

@@ -27,6 +27,9 @@ class Times(msgspec.Struct, gc=False):
     @classmethod
     def of(cls, calls: Sequence[Call], began_ns: int) -> Times:
         """The times of calls whose run began at `began_ns`."""
+        if len(calls) == 1:
+            call = calls[0]
+            return cls([call.arrived_ns], [began_ns - call.decoded_ns], [call.decode_ns])
         if len(calls) < VECTOR:
             return cls(
                 [call.arrived_ns for call in calls],

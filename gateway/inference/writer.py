@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from math import prod
+from operator import attrgetter
 from typing import Any
 
 import orjson
@@ -21,15 +22,17 @@ from gateway.types import Array, Contract, InferRequest, InferResponse, OutputRe
 MAX_PLANS = 64
 _ROW_ENDS = b"],["
 LETTER_N = ord("n")
+_shape_of = attrgetter("shape")
 
 
 class ReplyPlan:
     """How the replies to one set of requested outputs are put together.
 
     `names`: what the session must compute. `special`: some output cannot be written by a form. `forms`: see `_form`.
+    `lone`: by the shapes of the outputs, the form of a single call and the brackets around each output's values.
     """
 
-    __slots__ = ("forms", "names", "outputs", "special", "specs")
+    __slots__ = ("forms", "lone", "names", "outputs", "special", "specs")
 
     def __init__(self, outputs: tuple[OutputRequest, ...], specs: Mapping[str, TensorSpec]) -> None:
         self.outputs = outputs
@@ -38,6 +41,7 @@ class ReplyPlan:
         strings = any(output.binary and specs[output.name].datatype == "BYTES" for output in outputs)
         self.special = strings or any(output.classification for output in outputs)
         self.forms: dict[tuple[Any, ...], bytes] = {}
+        self.lone: dict[tuple[tuple[int, ...], ...], tuple[bytes, tuple[int, ...]]] = {}
 
 
 class Writer:
@@ -77,6 +81,12 @@ class Writer:
         single call of the batch owns them whole. `plain` as in Batch: row i is that of call i.
         """
         first = calls[0].plan if calls else None
+        if plain and first is not None and len(calls) == 1:
+            shapes = tuple(map(_shape_of, arrays))
+            lone = first.lone.get(shapes)
+            if lone is not None:
+                return _one(lone, calls[0].prediction_id, arrays)
+            self._keep_lone(first, shapes, arrays)
         if first is not None and not first.special and first.names == names and 0 not in [each.size for each in arrays]:
             rows = calls[0].rows
             alike = plain or all([call.plan is first and call.rows == rows and not call.literal for call in calls])
@@ -137,6 +147,16 @@ class Writer:
         own = ids if plain else [orjson.dumps(each.id)[1:-1] if each.id else each.prediction_id for each in calls]
         bodies = [form % pieces for pieces in zip(own, ids, *texts, *blobs, strict=True)]
         return [(body, len(body) - blob) for body in bodies], nonfinite
+
+    def _keep_lone(self, plan: ReplyPlan, shapes: tuple[tuple[int, ...], ...], arrays: Sequence[Array]) -> None:
+        """Remember how a call alone is written whose outputs are rows of numbers in JSON, as `_alike` would write it."""
+        simple = not plan.special and not any(output.binary for output in plan.outputs)
+        simple &= all(0 < len(shape) <= 2 and shape[0] == 1 and 0 not in shape for shape in shapes)
+        if simple and all(array.dtype != object for array in arrays):
+            if len(plan.lone) >= MAX_PLANS:
+                plan.lone.clear()
+            form = self._form(plan, (1, *[shape[1:] for shape in shapes]))
+            plan.lone[shapes] = form, tuple(map(len, shapes))
 
     def _form(self, plan: ReplyPlan, key: tuple[Any, ...]) -> bytes:
         """Such a reply with a place for the id, the prediction id, each JSON output's values, each binary one's."""
@@ -219,6 +239,22 @@ class Writer:
         reply = encode(request, response, self._contract, {"prediction_id": prediction_id}, self._labels)
         length = len(reply.body) if reply.header_length is None else reply.header_length
         return reply.body, length, reply.nonfinite
+
+
+def _one(
+    lone: tuple[bytes, tuple[int, ...]], prediction_id: bytes, arrays: Sequence[Array]
+) -> tuple[list[tuple[bytes, int]], int]:
+    """The reply to a call alone, whose client may wait for nothing else. `lone`: see ReplyPlan."""
+    form, depths = lone
+    pieces = [prediction_id, prediction_id]
+    nulls = 0
+    for array, depth in zip(arrays, depths, strict=True):
+        text = orjson.dumps(array, option=orjson.OPT_SERIALIZE_NUMPY)[depth:-depth]
+        if LETTER_N in text:
+            nulls += text.count(b"null")
+        pieces.append(text)
+    body = form % tuple(pieces)
+    return [(body, len(body))], nulls
 
 
 def _whole(array: Array) -> bytes:

@@ -230,6 +230,8 @@ def _play(server: Server, data: Path, prometheus: Program, told: list[dict[str, 
     killed = moment()
     server.stop()
     prometheus.wait_for(lambda: value("max(up)") == 0, 30, "nothing is reached any more")
-    prometheus.wait_for(lambda: _rules(prometheus)["HeadgateDown"]["alerts"], 30, "the alert waits for its minute")
+    prometheus.wait_for(
+        lambda: len(_rules(prometheus)["HeadgateDown"]["alerts"]) >= 2, 60, "both jobs' alerts wait for their minute"
+    )
     over, down = time.time(), _rules(prometheus)
     return Played(prometheus, began, calm, delayed, drifted, failing, killed, over, exposed, said, rules, down)
