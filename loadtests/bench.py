@@ -21,7 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from loadtests import bodies, check, facts, matrix, memory, models, report, wrk
-from loadtests.cases import CASES, MEMORY, SHARED, Case
+from loadtests.cases import CASES, MEMORY, PRODUCTS, SHARED, Case
 from loadtests.lineup import Lineup, NotOffered
 from loadtests.processes import ROOT, Cores, Server, choose_cores, environment, pinned
 from loadtests.report import Result, Sample
@@ -104,8 +104,8 @@ class Bench:
 
     def _sides(self, case: Case) -> tuple[str, ...]:
         """Names in the line-up: the product, and the reference where it is a server."""
-        if case.reference in SHARED:
-            return (SHARED[case.reference], case.reference)
+        if case.reference in PRODUCTS:
+            return (PRODUCTS[case.reference], case.reference)
         return ("product",) if case.reference == "onnxruntime" else ("product", case.reference)
 
     def _load(self, case: Case, name: str, seconds: float, number: int) -> Sample:

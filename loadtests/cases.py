@@ -23,8 +23,15 @@ REFERENCES: dict[Reference, str] = {
     "unmonitored": "without monitors",
 }
 
-SHARED: dict[Reference, str] = {"one-worker": "two-workers", "unmonitored": "one-worker"}
-"""What is measured against these references, in place of the product: both sides share two cores with the load."""
+PRODUCTS: dict[Reference, str] = {
+    "one-worker": "two-workers",
+    "unmonitored": "one-worker",
+    "unjournaled": "journal-alone",
+}
+"""What is measured against these references, in place of the product."""
+
+SHARED = ("one-worker", "unmonitored")
+"""References where both sides share two cores with the load."""
 
 
 @dataclass(frozen=True, slots=True)

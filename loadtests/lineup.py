@@ -22,15 +22,16 @@ class NotOffered(Exception):
 class Lineup:
     """Servers by name. A context manager: leaving it ends them all.
 
-    ============ ===========================================================================================
-    product      ``headgate serve`` with one worker, on the servers' core
-    unjournaled  the same without a journal
-    one-worker   the same as product, on both cores, which it shares with the load generator
-    two-workers  two workers, likewise
-    unmonitored  one-worker without monitors
-    echo         loadtests/echo.py on the servers' core
-    fastapi      loadtests/fastapi_app.py in its own environment, on the servers' core
-    ============ ===========================================================================================
+    ============= ==========================================================================================
+    product       ``headgate serve`` with one worker, on the servers' core
+    journal-alone the same without monitors
+    unjournaled   the same without a journal, and so with nothing to monitor
+    one-worker    the same as product, on both cores, which it shares with the load generator
+    two-workers   two workers, likewise
+    unmonitored   one-worker without monitors
+    echo          loadtests/echo.py on the servers' core
+    fastapi       loadtests/fastapi_app.py in its own environment, on the servers' core
+    ============= ==========================================================================================
     """
 
     def __init__(self, models: Path, scratch: Path, cores: Cores) -> None:
@@ -65,9 +66,10 @@ class Lineup:
             command = [str(python), "-m", "loadtests.fastapi_app", str(self._models)]
             return Server(name, command, self._cores.server, log)
         workers = 2 if name == "two-workers" else 1
-        cores = self._cores.server if name in ("product", "unjournaled") else self._cores.both
+        cores = self._cores.server if name in ("product", "journal-alone", "unjournaled") else self._cores.both
         command = serve_command(self._flags, self._models, self._scratch / f"{name}-data", workers)
-        command += {"unjournaled": ["--no-journal"], "unmonitored": ["--no-monitors"]}.get(name, [])
+        lacks = {"unjournaled": "--no-journal", "journal-alone": "--no-monitors", "unmonitored": "--no-monitors"}
+        command += [lacks[name]] if name in lacks else []
         return Server(name, command, cores, log)
 
     def __enter__(self) -> Lineup:
