@@ -149,7 +149,7 @@ class Writer:
         return [(body, len(body) - blob) for body in bodies], nonfinite
 
     def _keep_lone(self, plan: ReplyPlan, shapes: tuple[tuple[int, ...], ...], arrays: Sequence[Array]) -> None:
-        """Remember how a call alone is written whose outputs are rows of numbers in JSON, as `_alike` would write it."""
+        """Remember how a call alone is written whose outputs are rows of numbers in JSON, as `_alike` would do it."""
         simple = not plan.special and not any(output.binary for output in plan.outputs)
         simple &= all(0 < len(shape) <= 2 and shape[0] == 1 and 0 not in shape for shape in shapes)
         if simple and all(array.dtype != object for array in arrays):
