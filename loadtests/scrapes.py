@@ -6,7 +6,9 @@ from collections.abc import Callable, Mapping
 from typing import cast
 
 import numpy as np
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry
+
+from gateway.telemetry.exposition import exposition
 
 from monitors.baseline.build import Arrays, build
 from monitors.labelled import Rows
@@ -43,7 +45,7 @@ def scrape(rows: int = 10_000) -> Callable[[], bytes]:
     registry = CollectorRegistry(auto_describe=False)
     watchers = {(f"model{place}", 1): watcher(f"model{place}", rng, rows) for place in range(MODELS)}
     registry.register(Collector(cast(Service, Watching(watchers))))
-    return lambda: generate_latest(registry)
+    return lambda: exposition(registry.collect())
 
 
 def watcher(model: str, rng: np.random.Generator, rows: int) -> Watcher:

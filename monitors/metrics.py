@@ -78,7 +78,7 @@ def look(watcher: Watcher) -> Look:
         return Look(watcher.progress, 1.0, watches, [], [], [], [], performance, detections, whole)
     watches = watcher.alarms.value() | watches
     names = watcher.baseline.layout.names
-    statistics = drift(watcher.baseline.state, watcher.window)
+    statistics = drift(watcher.baseline.state, watcher.window, SHOWN)
     order = np.argsort(-np.nan_to_num(statistics["psi"].debiased, nan=-np.inf), kind="stable")
     top, rest = order[:TOP].tolist(), order[TOP:].tolist()
     scores: list[tuple[str, str, float]] = []

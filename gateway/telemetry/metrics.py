@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
-from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
 from gateway import __version__
 from gateway.models.table import ModelTable
 from gateway.telemetry.counters import BUCKETS_S, CLASSES, OUTCOMES, PHASES
+from gateway.telemetry.exposition import exposition
 from gateway.telemetry.store import Snapshot
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -173,4 +173,4 @@ def registry(read: Callable[[], Snapshot], models: Callable[[], Mapping[str, Mod
 
 def render(own: CollectorRegistry) -> bytes:
     """The exposition in the text format. Slow enough that it belongs in a thread."""
-    return generate_latest(own)
+    return exposition(own.collect())
