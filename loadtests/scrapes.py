@@ -9,7 +9,6 @@ import numpy as np
 from prometheus_client import CollectorRegistry
 
 from gateway.telemetry.exposition import exposition
-
 from monitors.baseline.build import Arrays, build
 from monitors.labelled import Rows
 from monitors.learnt import PART, Learner

@@ -13,7 +13,6 @@ from monitors.drift.statistic import Ordered, Pair, Statistic, ordered
 from monitors.drift.wasserstein import wasserstein
 from monitors.state import State
 
-
 _OF_COUNTS: Mapping[str, Callable[[Pair], Statistic]] = {
     "psi": psi,
     "kl": kl,
