@@ -7,10 +7,12 @@ labels.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from prometheus_client.core import Metric
 from prometheus_client.utils import floatToGoString
+
+_number: Callable[[float], str] = floatToGoString  # which has no types of its own
 
 SUFFIXES = {"counter": "_total"}
 """What the text format adds to the name of a family in its two comments."""
@@ -42,9 +44,9 @@ def exposition(families: Iterable[Metric]) -> bytes:
                     if pair is None:
                         pair = pairs[item] = f'{item[0]}="{_escaped(item[1])}"'
                     found.append(pair)
-                lines.append(f"{sample.name}{{{','.join(found)}}} {floatToGoString(sample.value)}\n")
+                lines.append(f"{sample.name}{{{','.join(found)}}} {_number(sample.value)}\n")
             else:
-                lines.append(f"{sample.name} {floatToGoString(sample.value)}\n")
+                lines.append(f"{sample.name} {_number(sample.value)}\n")
     return "".join(lines).encode()
 
 
