@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import msgspec
-from sqlalchemy import Connection, bindparam, select, tuple_
+from sqlalchemy import ColumnElement, Connection, Table, bindparam, select, tuple_
 
 from gateway.ledger import maturity
 from gateway.ledger.book import RuleBook
@@ -68,9 +68,7 @@ class Change:
 
     def _settle(self, subjects: list[Subject], fresh: Mapping[Subject, list[dict[str, Any]]]) -> None:
         rows: defaultdict[Subject, list[Any]] = defaultdict(list)
-        found = self._connection.execute(
-            _STATEMENT.where(tuple_(events.c.prediction_id, events.c.part, events.c.name).in_(subjects))
-        )
+        found = self._connection.execute(_STATEMENT.where(_about(events, subjects)))
         for each in found.mappings():
             rows[subject_of(each)].append(each)
         stored = {subject: list(rows.get(subject, ())) for subject in subjects}
@@ -101,8 +99,7 @@ class Change:
         upsert(self._connection, labels, written)
 
     def _labels(self, subjects: list[Subject]) -> dict[Subject, Mapping[str, Any]]:
-        key = tuple_(labels.c.prediction_id, labels.c.part, labels.c.name)
-        found = self._connection.execute(select(labels).where(key.in_(subjects))).mappings()
+        found = self._connection.execute(select(labels).where(_about(labels, subjects))).mappings()
         return {subject_of(row): dict(row) for row in found}
 
     def _label(self, one: Any, label: Label | None, before: Mapping[str, Any] | None, into: list[Any]) -> None:
@@ -148,6 +145,15 @@ class Change:
         upsert(self._connection, arrivals, lags, add=["labels", "lag_ms"])
         self._tallies.clear()
         self._arrivals.clear()
+
+
+def _about(table: Table, subjects: Collection[Subject]) -> ColumnElement[bool]:
+    """Rows of `events` or `labels` that are about these subjects.
+
+    SQLite looks no list of row values up in an index but reads the whole table; a list of ids it does look up.
+    """
+    ids = table.c.prediction_id.in_({prediction_id for prediction_id, _, _ in subjects})
+    return ids & tuple_(table.c.prediction_id, table.c.part, table.c.name).in_(subjects)
 
 
 def withdrawn(connection: Connection, feedback_ids: Iterable[str]) -> set[str]:
