@@ -134,7 +134,8 @@ class SegmentFolder:
     def _index(self, segment: Segment, fields: set[str], start: int, stop: int) -> None:
         found = addresses.rows_of(segment, fields, start, stop)
         addresses.add(self._connection, found)
-        waits = select(events.c.feedback_id).where(events.c.retry_ns.is_not(None), events.c.address.is_not(None))
+        # Any time at all: SQLite looks that up in an index, but would read every event for one that is not null.
+        waits = select(events.c.feedback_id).where(events.c.retry_ns >= 0, events.c.address.is_not(None))
         if self._connection.execute(waits.limit(1)).first() is None:
             return
         for some in slices({row["address"] for row in found}):
