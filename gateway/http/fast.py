@@ -298,7 +298,8 @@ class FastProtocol(Connection):
         self.gateway.counters.count("http", route, str(error.status))
         if self.access_log:
             self.gateway.log_access(route, error.status, time.monotonic_ns(), request_id)
-        self._join_default_headers()
+        if self.gateway.default_headers is not self.server_state.default_headers:
+            self._join_default_headers()
         place.reply = replies.refusal(self.gateway.joined_headers, error, request_id, close=place.close)
         if isinstance(place, replies.Refusal):
             self.order.append(place)
