@@ -40,9 +40,9 @@ class Aside:
         self.monitoring = Monitoring(settings) if settings.monitors else None
         self.ledger = Ledger(dialect.location(settings.data), settings.data, Declarations(settings.models))
         self._book = Book(dialect.location(settings.data))
-        keeper = Keeper(settings, self._is_read)
+        keeper = Keeper(settings, self._is_read, count=count)
         self._chores = Chores(
-            Chore("recover", RECOVER_S, lambda: recover_journal(journal, count)),
+            Chore("recover", RECOVER_S, lambda: recover_journal(journal, count, keeper.told)),
             Chore("keep", KEEP_S, lambda: keeper.step(self._chores.is_stopping)),
         )
 

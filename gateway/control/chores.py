@@ -64,8 +64,8 @@ class Chores:
             self._stop.wait(max(0.05, soonest - time.monotonic()))
 
 
-def recover_journal(folder: Path, count: Count) -> None:
-    """Seal what dead workers left, and say what it was."""
+def recover_journal(folder: Path, count: Count, told: set[str]) -> None:
+    """Seal what dead workers left, and say what it was. Segments whose damage is counted here are added to `told`."""
     for found in recover(folder):
         facts: dict[str, object] = found._asdict() | {"damage": found.damage[:8]}
         facts["segment"] = facts.pop("name")
@@ -77,3 +77,5 @@ def recover_journal(folder: Path, count: Count) -> None:
         count("torn", int(found.torn_bytes > 0))
         count("cut", found.cut)
         count("damaged", len(found.damage))
+        if found.damage:
+            told.add(Path(found.name).stem)

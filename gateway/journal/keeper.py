@@ -44,7 +44,8 @@ class Keeper:
     """Works on the data folder of a server: one keeper, in one thread. `totals` counts actions by verb, and troubles.
 
     `is_read` is asked whether all who read segments are through with the one of a prefix: until then it stays beside
-    its archive while there is space.
+    its archive while there is space. `count` is told of damage that is found in a segment for the first time; `told`
+    has the segments of which that was done, here or by who found it before.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Keeper:
         settings: Settings,
         is_read: Callable[[str], bool] = lambda prefix: True,
         now_ns: Callable[[], int] = SystemClock.now_ns,
+        count: Callable[[str, int], None] = lambda what, number: None,
     ) -> None:
         self._journal = settings.data / "journal"
         self._archive = settings.data / archive.FOLDER
@@ -65,7 +67,9 @@ class Keeper:
         self._is_read = is_read
         self._now_ns = now_ns
         self._known: dict[Path, tuple[tuple[int, int], File]] = {}
+        self._count = count
         self._damaged: set[str] = set()
+        self.told: set[str] = set()
         self.totals: Counter[str] = Counter()
 
     def step(self, stop: Callable[[], bool] = lambda: False) -> Kept:
@@ -93,6 +97,7 @@ class Keeper:
             match action.verb:
                 case Verb.ARCHIVE:
                     if damage := archive.write(Segment.open(path), self._archive).damage:
+                        self._tell(file.prefix, len(damage))
                         self._trouble(facts, f"segment {file.prefix}: {'; '.join(damage[:3])}", troubles)
                 case Verb.STRIP:
                     archive.strip(path)
@@ -103,6 +108,7 @@ class Keeper:
                     path.with_suffix(SIDE_SUFFIX).unlink(missing_ok=True)
         except Damaged as error:
             self._damaged.add(file.prefix)
+            self._tell(file.prefix, 1)
             self._trouble(facts, str(error), troubles)
         except OSError as error:
             self._trouble(facts, f"segment {file.prefix}: {error.strerror or 'the disk does not answer'}", troubles)
@@ -111,6 +117,11 @@ class Keeper:
             # What is deleted for want of space or for its age is gone for good: it should be seen.
             level = logging.INFO if action.verb in (Verb.DELETE, Verb.STRIP) else logging.DEBUG
             log.log(level, f"journal: {action.verb}", extra=facts)
+
+    def _tell(self, prefix: str, places: int) -> None:
+        if prefix not in self.told:
+            self.told.add(prefix)
+            self._count("damaged", places)
 
     def _trouble(self, facts: dict[str, str], words: str, troubles: list[str]) -> None:
         troubles.append(words)
@@ -143,6 +154,7 @@ class Keeper:
             if prefix not in self._damaged:
                 log.warning("journal: a segment is damaged", extra={"event": "segment-damaged", "reason": str(error)})
             self._damaged.add(prefix)
+            self._tell(prefix, 1)
             sealed = True
         except FileNotFoundError:
             return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -104,9 +105,11 @@ def test_a_torn_end_is_cut_told_and_counted(left: Left) -> None:
     """What a killed process was writing had not been answered: it is no damage."""
     size = left.side.stat().st_size
     left.side.write_bytes(left.side.read_bytes() + b"\x40\x00\x00\x00torn")
-    counted: dict[str, int] = {}
-    recover_journal(left.data / "journal", lambda what, number: counted.update({what: counted.get(what, 0) + number}))
+    counted: Counter[str] = Counter()
+    told: set[str] = set()
+    recover_journal(left.data / "journal", lambda what, number: counted.update({what: number}), told)
     assert counted == {"segments-recovered": 1, "torn": 1, "cut": 0, "damaged": 0}
+    assert told == set()
     assert left.side.stat().st_size == size
     assert left.cities() == CITIES
     assert Segment.open(left.path).verify() == []
@@ -167,6 +170,32 @@ def test_a_segment_with_a_damaged_frame_is_archived_with_what_is_whole_and_stays
     record = Locator(left.data).record(left.ids[4])
     assert record is not None
     assert record.outputs["y"].tolist() == [4, -4]
+
+
+@pytest.mark.parametrize("sealed_before", [False, True])
+@pytest.mark.parametrize("where", ["a row", "a frame", "the header"])
+def test_damage_is_counted_once_whoever_finds_it_first(left: Left, where: str, sealed_before: bool) -> None:
+    if sealed_before:
+        left.recover()
+    column = Segment.open(left.path).spec.group("input")[0]
+    match where:
+        case "a row":
+            left.flip(column.offset + 3 * column.row_bytes, left.path)
+        case "a frame":
+            left.flip(left.frames[4].offset + 20)
+        case "the header":
+            left.flip(40, left.path)
+    counted: Counter[str] = Counter()
+
+    def count(what: str, number: int) -> None:
+        counted[what] += number
+
+    keeper = Keeper(Settings(data=left.data), count=count)
+    for _ in range(2):
+        recover_journal(left.data / "journal", count, keeper.told)
+        keeper.step()
+    assert counted["damaged"] == 1
+    assert len(keeper.told) == 1
 
 
 def left_ns(left: Left) -> int:
