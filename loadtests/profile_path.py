@@ -101,6 +101,7 @@ class FastPath:
             engine.reader.read(call, body, header)
             call.plan = engine.writer.plan(call.outputs)
             call.prediction_id = b"0" * 36
+            call.plain = call.rows == 1 and call.block is not None
             self._calls.append(call)
         batch, _ = self._queue()
         self._batch = batch
@@ -120,7 +121,7 @@ class FastPath:
         """Outputs to bodies."""
         assert self._outcome is not None
         for part in self._outcome.parts:
-            self._engine.writer.write(part.calls, part.names, part.arrays, part.first_row)
+            self._engine.writer.write(part.calls, part.names, part.arrays, part.first_row, plain=part.plain)
 
 
 def profile(folder: Path, loads: Sequence[tuple[str, str, int]] = LOADS) -> list[Line]:

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from math import prod
 from operator import attrgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
 from gateway.inference.call import Call
-from gateway.oip.datatypes import DATATYPES, is_float
+from gateway.oip.datatypes import DATATYPES, Datatype, is_float
 from gateway.oip.response import encode
 from gateway.oip.tensors import to_binary
 from gateway.types import Array, Contract, InferRequest, InferResponse, OutputRequest, TensorSpec
@@ -25,11 +25,20 @@ LETTER_N = ord("n")
 _shape_of = attrgetter("shape")
 
 
+class _Lone(NamedTuple):
+    """How a single call is written: the form, and of each output the brackets around its values in JSON, or (`kinds`)
+    the datatype of what is binary."""
+
+    form: bytes
+    depths: tuple[int, ...]
+    kinds: tuple[Datatype | None, ...]
+
+
 class ReplyPlan:
     """How the replies to one set of requested outputs are put together.
 
     `names`: what the session must compute. `special`: some output cannot be written by a form. `forms`: see `_form`.
-    `lone`: by the shapes of the outputs, the form of a single call and the brackets around each output's values.
+    `lone`: by the shapes of the outputs, how a single call is written: see `_Lone`.
     """
 
     __slots__ = ("forms", "lone", "names", "outputs", "special", "specs")
@@ -41,7 +50,7 @@ class ReplyPlan:
         strings = any(output.binary and specs[output.name].datatype == "BYTES" for output in outputs)
         self.special = strings or any(output.classification for output in outputs)
         self.forms: dict[tuple[Any, ...], bytes] = {}
-        self.lone: dict[tuple[tuple[int, ...], ...], tuple[bytes, tuple[int, ...]]] = {}
+        self.lone: dict[tuple[tuple[int, ...], ...], _Lone] = {}
 
 
 class Writer:
@@ -149,14 +158,15 @@ class Writer:
         return [(body, len(body) - blob) for body in bodies], nonfinite
 
     def _keep_lone(self, plan: ReplyPlan, shapes: tuple[tuple[int, ...], ...], arrays: Sequence[Array]) -> None:
-        """Remember how a call alone is written whose outputs are rows of numbers in JSON, as `_alike` would do it."""
-        simple = not plan.special and not any(output.binary for output in plan.outputs)
-        simple &= all(0 < len(shape) <= 2 and shape[0] == 1 and 0 not in shape for shape in shapes)
-        if simple and all(array.dtype != object for array in arrays):
+        """Remember how a call alone is written whose outputs are rows of numbers, as `_alike` would do it."""
+        simple = not plan.special and all(shape and shape[0] == 1 and 0 not in shape for shape in shapes)
+        outputs = list(zip(plan.outputs, plan.specs, arrays, strict=True))
+        if simple and all(output.binary or (array.ndim <= 2 and array.dtype != object) for output, _, array in outputs):
             if len(plan.lone) >= MAX_PLANS:
                 plan.lone.clear()
+            kinds = tuple(DATATYPES[spec.datatype] if output.binary else None for output, spec, _ in outputs)
             form = self._form(plan, (1, *[shape[1:] for shape in shapes]))
-            plan.lone[shapes] = form, tuple(map(len, shapes))
+            plan.lone[shapes] = _Lone(form, tuple(map(len, shapes)), kinds)
 
     def _form(self, plan: ReplyPlan, key: tuple[Any, ...]) -> bytes:
         """Such a reply with a place for the id, the prediction id, each JSON output's values, each binary one's."""
@@ -241,20 +251,24 @@ class Writer:
         return reply.body, length, reply.nonfinite
 
 
-def _one(
-    lone: tuple[bytes, tuple[int, ...]], prediction_id: bytes, arrays: Sequence[Array]
-) -> tuple[list[tuple[bytes, int]], int]:
-    """The reply to a call alone, whose client may wait for nothing else. `lone`: see ReplyPlan."""
-    form, depths = lone
+def _one(lone: _Lone, prediction_id: bytes, arrays: Sequence[Array]) -> tuple[list[tuple[bytes, int]], int]:
+    """The reply to a call alone, whose client may wait for nothing else."""
     pieces = [prediction_id, prediction_id]
+    blobs: list[bytes] = []
     nulls = 0
-    for array, depth in zip(arrays, depths, strict=True):
+    for array, depth, kind in zip(arrays, lone.depths, lone.kinds, strict=True):
+        if kind is not None:
+            blobs.append(to_binary(array, kind))
+            continue
         text = orjson.dumps(array, option=orjson.OPT_SERIALIZE_NUMPY)[depth:-depth]
         if LETTER_N in text:
             nulls += text.count(b"null")
         pieces.append(text)
-    body = form % tuple(pieces)
-    return [(body, len(body))], nulls
+    if not blobs:
+        body = lone.form % tuple(pieces)
+        return [(body, len(body))], nulls
+    body = lone.form % (*pieces, *blobs)
+    return [(body, len(body) - sum(map(len, blobs)))], nulls
 
 
 def _whole(array: Array) -> bytes:
