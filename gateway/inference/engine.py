@@ -118,7 +118,7 @@ class Engine:
                 parts = [Part(batch.calls, (), (), None, error)]
             else:
                 parts = [self._alone(call) for call in batch.calls]
-        return Outcome(parts, batch.stop - batch.start, began, time.monotonic_ns())
+        return Outcome(parts, batch.rows, began, time.monotonic_ns())
 
     def learn(self, outcome: Outcome) -> None:
         """What the run took is what others are expected to take, where it went well."""
@@ -133,7 +133,7 @@ class Engine:
             return Part([call], (), (), None, error)
 
     def _run(self, batch: Batch) -> Part:
-        calls, rows = batch.calls, batch.stop - batch.start
+        calls, rows = batch.calls, batch.rows
         plan = calls[0].plan
         assert plan is not None
         names = plan.names if batch.plain else _union(calls)

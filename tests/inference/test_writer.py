@@ -64,6 +64,20 @@ def check(run: Run, writer: Writer | None = None) -> None:
     covered = run.first_row is None or sum(call.rows for call in run.calls) == len(run.arrays[0])
     if covered:
         assert nonfinite == sum(count for _, _, count in wanted)
+    if is_plain(run):
+        # What was prepared the first time is used the second time.
+        for _ in range(2):
+            found = writer.write(run.calls, run.names, run.arrays, run.first_row, plain=True)
+            assert found == (replies, nonfinite)
+
+
+def is_plain(run: Run) -> bool:
+    """Whether a batcher would call this plain: a row each, one behind the other, and no wish but the same outputs."""
+    first = run.calls[0]
+    return run.names == tuple(output.name for output in first.outputs) and all(
+        (call.rows, call.row, call.id, call.literal, call.outputs) == (1, first.row + at, "", False, first.outputs)
+        for at, call in enumerate(run.calls)
+    )
 
 
 def output_arrays(datatype: str, shape: tuple[int, ...]) -> st.SearchStrategy[Array]:
