@@ -9,7 +9,11 @@ PYTHON :=
 # The locks are complete, so --no-deps: nothing may come in that is not pinned by hash.
 INSTALL := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation
 LOCKED  := $(INSTALL) --require-hashes
-PYTEST  := $(VENV)/bin/python -m pytest -n auto
+# Stealing gives each worker a run of neighbours, so that few servers that a file shares are started twice.
+PYTEST  := $(VENV)/bin/python -m pytest -n auto --dist worksteal
+
+# A test run starts hundreds of processes, which would each compile the package anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:

@@ -14,16 +14,11 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-START_S = 60.0
+START_S = 100.0
+"""Other tests may keep this machine busy; the time limit of a test, in pyproject.toml, is longer."""
+
 PATIENCE = 3
 """How much longer than a test thinks right something is waited for: other tests may keep this machine busy."""
-
-
-class NotStarted(AssertionError):
-    """A server that lives and was not ready in time: the machine was too busy. Only after this is a test tried again.
-
-    Everything else that goes wrong in one of two runs, a lost request above all, is what the tests are to find.
-    """
 
 
 class Server:
@@ -67,8 +62,7 @@ class Server:
             self.process.kill()
             self.process.wait()
             self.process.stdout.close()
-            kind = AssertionError if ready else NotStarted
-            raise kind(f"the server did not start: {line!r}\n{self._log_path.read_text()[-4000:]}")
+            raise AssertionError(f"the server did not start: {line!r}\n{self._log_path.read_text()[-4000:]}")
         return line.strip().rpartition(" on ")[2]
 
     @property
@@ -89,7 +83,7 @@ class Server:
     def wait_ready(self, timeout_s: float = START_S) -> None:
         """Wait until /v2/health/ready answers 200."""
         if not self._comes(lambda: self.request("GET", "/v2/health/ready")[0] == 200, timeout_s):
-            raise NotStarted(f"not ready within {timeout_s} s\n{self._log_path.read_text()[-4000:]}")
+            raise AssertionError(f"not ready within {timeout_s} s\n{self._log_path.read_text()[-4000:]}")
 
     def wait_for(self, reached: Any, timeout_s: float, what: str) -> None:
         """Poll until `reached()` is true."""

@@ -177,27 +177,3 @@ def test_ci_types_what_a_newcomer_types_and_skips_no_proof_that_could_not_be_fet
     lines = (ROOT / ".ci/run").read_text(encoding="utf-8").splitlines()
     assert any(line.startswith("export CI=") for line in lines)
     assert lines.index("scripts/first_run.sh") < lines.index("exec make check")
-
-
-ONCE_LOST = """
-from tests.servers import NotStarted
-
-runs = []
-
-def test_of_a_server_that_did_not_start_in_time():
-    runs.append("late")
-    if runs.count("late") == 1:
-        raise NotStarted("not ready")
-
-def test_of_a_lost_request():
-    runs.append("lost")
-    assert runs.count("lost") > 1
-"""
-
-
-def test_a_test_is_tried_again_only_where_its_server_did_not_start_in_time(tmp_path: Path) -> None:
-    (tmp_path / "test_once.py").write_text(ONCE_LOST, encoding="utf-8")
-    command = [sys.executable, "-m", "pytest", "-q", "-c", str(ROOT / "pyproject.toml"), str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
-    assert "1 failed, 1 passed, 1 rerun" in done.stdout, done.stdout
-    assert "test_of_a_lost_request" in done.stdout

@@ -315,8 +315,10 @@ def test_the_version_policy_imports_no_module_that_does_io() -> None:
 
 
 def importers_of_onnxruntime() -> list[str]:
+    # Every worker of a parallel run asks this before its first test: only files that say the word are parsed.
+    said = [path for path in SOURCES if "onnxruntime" in path.read_text(encoding="utf-8")]
     files = [
-        path for path in SOURCES if any(name.partition(".")[0] == "onnxruntime" for name in imports_of(tree_of(path)))
+        path for path in said if any(name.partition(".")[0] == "onnxruntime" for name in imports_of(tree_of(path)))
     ]
     return [name_of(path).removesuffix(".py").replace("/", ".") for path in files]
 

@@ -35,7 +35,7 @@ ECHOES = {
 """Datatypes by name: the model ``echo_fp32`` and its like give back their input ``x[n,m]`` as ``y``."""
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server that every client test may use; a test that changes a model's state uses one of its own."""
     scratch = tmp_path_factory.mktemp("clients")
