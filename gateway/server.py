@@ -24,7 +24,7 @@ from gateway.telemetry import logs
 from gateway.workers import notes
 from gateway.workers.board import Board, RunFolder
 from gateway.workers.child import STARTUP_FAILURE, Child
-from gateway.workers.notes import Culprit, Death, Notes
+from gateway.workers.notes import Crash, Culprit, Death, Notes
 from gateway.workers.renewal import Renewal
 
 log = logging.getLogger("headgate.supervisor")
@@ -119,7 +119,8 @@ class Supervisor:
             code = child.reap(now)
             if code is None:
                 continue
-            culprits = self._note_death(child, code, now)
+            crash = notes.read_crash(self._folder.crash(child.slot))
+            culprits = self._note_death(child, code, crash, now)
             self._board.clear(child.slot, 0)
             facts: dict[str, Any] = {"event": "process-ended", "role": child.name, "pid": pid, "exit_code": code}
             if self._stopping_since is not None:
@@ -132,18 +133,18 @@ class Supervisor:
             else:
                 self._board.count_death(child.slot)
                 named = [f"{each.key.model}/{each.key.version}" for each in culprits]
+                facts |= {"calls": crash.calls} if crash is not None else {}
                 log.error("process ended", extra=facts | ({"culprits": named} if named else {}))
                 self._give_up(child, code, now)
             if child.retired_at is not None:
                 self._children.remove(child)
 
-    def _note_death(self, child: Child, code: int, now: float) -> tuple[Culprit, ...]:
+    def _note_death(self, child: Child, code: int, crash: Crash | None, now: float) -> tuple[Culprit, ...]:
         """Leave word to the control process of what a worker did when it crashed."""
         cause = child.cause(code)
         if not cause or child.slot == 0 or not self._folder.notes(child.slot).exists():
             return ()
-        thread = notes.crashed_thread(self._folder.crash(child.slot))
-        culprits = Notes(self._folder.notes(child.slot)).culprits(thread)
+        culprits = Notes(self._folder.notes(child.slot)).culprits(crash.thread if crash is not None else None)
         if culprits:
             notes.append(self._folder.deaths, Death(now, child.slot, cause, culprits))
         return culprits

@@ -24,6 +24,11 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_sessionfinish() -> None:
+    """Let the end of the process find them again: nanobind takes what is left over for a leak."""
+    gc.unfreeze()
+
+
 @pytest.fixture
 def start_server(tmp_path: Path) -> Iterator[Callable[..., Server]]:
     """A function ``start_server(models, *options)``; bare models count as quiet at once."""

@@ -13,6 +13,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 from threading import get_ident
+from typing import NamedTuple
 
 import msgspec
 
@@ -28,7 +29,8 @@ _KEY = 256
 _CELLS = _DIGESTS + MAX_DIGESTS
 _ROW = _CELLS * 8 + _KEY
 _SIZE = ROWS * _ROW
-_CURRENT_THREAD = re.compile(r"^Current thread (0x[0-9a-f]+)", re.MULTILINE)
+_CURRENT_THREAD = re.compile(r"^Current thread (0x[0-9a-f]+).*\n((?:  File .*\n?)*)", re.MULTILINE)
+_CALL = re.compile(r'  File "(.*)", line (\d+) in (.*)')
 
 
 class VersionKey(msgspec.Struct, frozen=True, array_like=True, order=True):
@@ -127,13 +129,22 @@ class Notes:
         return tuple(found)
 
 
-def crashed_thread(path: Path) -> int | None:
-    """The thread that a crash report of faulthandler names; None where there is none, or it was none of Python's."""
+class Crash(NamedTuple):
+    """Where a process crashed: the thread, and its calls as ``file:line function``, the last one first."""
+
+    thread: int
+    calls: tuple[str, ...]
+
+
+def read_crash(path: Path) -> Crash | None:
+    """What a crash report of faulthandler says; None where there is none, or the thread was none of Python's."""
     try:
         found = _CURRENT_THREAD.search(path.read_text(errors="replace"))
     except FileNotFoundError:
         return None
-    return int(found[1], 16) if found is not None else None
+    if found is None:
+        return None
+    return Crash(int(found[1], 16), tuple(f"{file}:{line} {name}" for file, line, name in _CALL.findall(found[2])))
 
 
 def append(path: Path, death: Death) -> None:

@@ -81,7 +81,9 @@ def test_an_input_that_crashes_workers_is_soon_refused_and_its_version_goes_on(p
         assert len(logged(server, "process-ended")) == ended == len(statuses) - 1
         crowd.goes_on()
     crowd.assert_answered()
-    assert all(line["culprits"] == ["trap/1"] for line in logged(server, "process-ended", exit_code=-signal.SIGFPE))
+    crashes = logged(server, "process-ended", exit_code=-signal.SIGFPE)
+    assert all(line["culprits"] == ["trap/1"] for line in crashes)
+    assert all("session.py:" in line["calls"][0] for line in crashes), crashes[0]
     assert index(server, "trap", 1)[0] == "READY"
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from gateway.workers import notes
 from gateway.workers.board import MAX_SLOTS, Board, RunFolder, successor_slot, worker_slots
-from gateway.workers.notes import Culprit, Death, Notes, VersionKey
+from gateway.workers.notes import Crash, Culprit, Death, Notes, VersionKey
 
 KEY = VersionKey("flights", 3, "0123456789abcdef")
 OTHER = VersionKey("tiny", 12, "fedcba9876543210")
@@ -152,17 +152,26 @@ Thread 0x00007f00000000aa (most recent call first):
   File "a.py", line 1 in f
 
 Current thread 0x00007f00000000bb (most recent call first):
-  File "b.py", line 2 in g
+  File "/a b/b.py", line 2 in g
+  File "c.py", line 3 in <module>
+
+Thread 0x00007f00000000cc (most recent call first):
+  File "d.py", line 4 in h
 """
 
 
 @pytest.mark.parametrize(
-    ("text", "thread"), [(REPORT, 0x7F00000000BB), ("", None), ("Fatal Python error: Abort", None)]
+    ("text", "crash"),
+    [
+        (REPORT, Crash(0x7F00000000BB, ("/a b/b.py:2 g", "c.py:3 <module>"))),
+        ("", None),
+        ("Fatal Python error: Abort", None),
+    ],
 )
-def test_the_crashed_thread_is_the_current_one_of_the_report(text: str, thread: int | None, tmp_path: Path) -> None:
-    assert notes.crashed_thread(tmp_path / "crash") is None
+def test_the_crash_is_that_of_the_current_thread_of_the_report(text: str, crash: Crash | None, tmp_path: Path) -> None:
+    assert notes.read_crash(tmp_path / "crash") is None
     (tmp_path / "crash").write_text(text)
-    assert notes.crashed_thread(tmp_path / "crash") == thread
+    assert notes.read_crash(tmp_path / "crash") == crash
 
 
 names = st.text("abcdefghijklmnopqrstuvwxyz._-0", min_size=1, max_size=64)
