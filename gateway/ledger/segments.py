@@ -31,7 +31,10 @@ _NONE = {"rows": 0, "answered": 0, "indexed": 0, "sealed": 0}
 
 
 class SegmentFolder:
-    """Belongs to the thread and the connection that write. `now_ns` is Unix time."""
+    """Belongs to the thread and the connection that write. `now_ns` is Unix time.
+
+    `is_behind`: whether the last `fold` left segments, or rows of them, for the next one.
+    """
 
     def __init__(self, connection: Connection, folder: Path, now_ns: Callable[[], int]) -> None:
         self._connection = connection
@@ -39,6 +42,7 @@ class SegmentFolder:
         self._now_ns = now_ns
         self._done: set[str] = set()
         self._damaged: set[str] = set()
+        self.is_behind = False
 
     def load(self) -> None:
         """Begin anew with what the ledger holds."""
@@ -57,12 +61,14 @@ class SegmentFolder:
             waiting = [prefix for prefix in paths if prefix not in self._done and prefix not in self._damaged]
             stored = self._stored(waiting)
             changed = 0
+            self.is_behind = False
             for prefix in waiting:
                 if _is_done(stored.get(prefix), wanted):
                     self._done.add(prefix)
                     continue
                 changed += self._look(paths[prefix], stored.get(prefix), wanted)
                 if changed >= limit:
+                    self.is_behind = True
                     break
         return changed
 
@@ -112,6 +118,7 @@ class SegmentFolder:
             if stop > now["indexed"]:
                 self._index(segment, fields, now["indexed"], stop)
                 now["indexed"] = stop
+                self.is_behind = self.is_behind or stop < rows
         now["sealed"] = int(sealed)
         if _is_done(now, wanted):
             self._done.add(spec.prefix)

@@ -69,11 +69,16 @@ class SystemClock:
 
 
 class Writer:
-    """The ledger as it is written: one process, one connection, one thread. `step` does all that is due."""
+    """The ledger as it is written: one process, one connection, one thread. `step` does all that is due.
+
+    `is_behind`: whether the last step left something that could be done at once. What only grows while requests are
+    answered and feedback comes does not count: each step is forced to the disk, so it should find something to do.
+    """
 
     def __init__(self, url: str, data: Path, declarations: Declarations, clock: Clock) -> None:
         """Open it, bring its tables up to date, be the one that writes. Raises LedgerBusy, LedgerTooNew, DBAPIError."""
         self.clock = clock
+        self.is_behind = False
         self.connection: Connection = dialect.writer(url).connect()
         self._lock: dialect.WriterLock | None = None
         try:
@@ -90,10 +95,12 @@ class Writer:
     def step(self) -> int:
         """Fold segments and feedback, look again for predictions, resolve again; returns how much was done."""
         try:
-            done = self.segments.fold(SEGMENTS)
-            done += self.folder.fold(EVENTS)
-            done += self.folder.retry(RETRIES)
-            return done + self.folder.restate(LABELS)
+            counted = self.segments.fold(SEGMENTS)
+            folded = self.folder.fold(EVENTS)
+            retried = self.folder.retry(RETRIES)
+            restated = self.folder.restate(LABELS)
+            self.is_behind = self.segments.is_behind or folded >= EVENTS or retried >= RETRIES or restated > 0
+            return counted + folded + retried + restated
         except BaseException:
             # What was remembered may be of a transaction that did not happen.
             self.segments.load()
@@ -155,7 +162,8 @@ class Service:
                 if writer is None:
                     writer = Writer(self._url, self._data, self._declarations, self._clock)
                     self._well()
-                busy = writer.step() > 0
+                writer.step()
+                busy = writer.is_behind
                 self._well()
             except (HeadgateError, SQLAlchemyError, OSError) as error:
                 self._failed(error)

@@ -189,7 +189,7 @@ class Replayer:
         run = version.session.run
         names, targets, inputs = list(results), list(results.values()), list(rows.inputs.items())
         largest = version.max_rows if self._wish.against is None else 0
-        if largest:
+        if largest and any(stop - start > largest for start, stop in spans):
             spans = [each for span in spans for each in runs.pieces(span, largest)]
         began = time.perf_counter()
         try:

@@ -61,6 +61,36 @@ def test_the_service_folds_what_comes_while_it_runs_and_does_jobs_in_between(ser
     scratch.close()
 
 
+def test_a_writer_is_behind_only_where_a_step_left_something(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What grows all the time must not make it write, and force to the disk, without a pause."""
+    monkeypatch.setattr("gateway.ledger.service.EVENTS", 3)
+    monkeypatch.setattr("gateway.ledger.service.SEGMENTS", 2)
+    monkeypatch.setattr("gateway.ledger.segments.INDEX_ROWS", 2)
+
+    def done() -> tuple[bool, bool]:
+        """Whether a step did anything, and whether more could be done at once."""
+        return rig.writer.step() > 0, rig.writer.is_behind
+
+    segment = open_segment(rig.data)
+    for _ in range(3):
+        write(segment, START - DAY, request_id="r")
+        assert done() == (True, False)
+    assert done() == (False, False)
+    for _ in range(4):
+        rig.put(True, prediction_id=write(segment, START - DAY))
+    assert done() == (True, True)
+    assert done() == (True, False)
+    # From the first event by request id on, the requests of that model are indexed, those before it as well.
+    rig.put(True, request_id="r")
+    found = [done() for _ in range(5)]
+    assert found == [(True, False), *[(True, True)] * 3, (True, False)]
+    for _ in range(3):
+        write(open_segment(rig.data), START - DAY)
+    assert done() == (True, True)
+    assert done() == (True, False)
+    assert done() == (False, False)
+
+
 def test_a_ledger_that_cannot_be_opened_is_said_and_opened_when_it_can_be(
     service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
