@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from gateway.journal import archive, retention
 from gateway.journal.columns import source_of
 from gateway.journal.reader import Damaged, Segment, segments
-from gateway.journal.retention import DAY_NS, Action, File, Kind, Rules, Verb
+from gateway.journal.retention import DAY_NS, Action, File, Kind, Rest, Rules, Verb
 from gateway.journal.schema import SIDE_SUFFIX
 from gateway.journal.segment import is_orphan
 from gateway.settings import Settings
@@ -30,6 +30,15 @@ class SystemClock:
     def now_ns() -> int:
         """Unix time in nanoseconds."""
         return time.time_ns()
+
+
+class SystemTimer:
+    """How long something takes."""
+
+    @staticmethod
+    def read() -> tuple[float, float]:
+        """Seconds since some moment, and for how many of them this thread had a core."""
+        return time.monotonic(), time.thread_time()
 
 
 class Kept(NamedTuple):
@@ -54,6 +63,7 @@ class Keeper:
         is_read: Callable[[str], bool] = lambda prefix: True,
         now_ns: Callable[[], int] = SystemClock.now_ns,
         count: Callable[[str, int], None] = lambda what, number: None,
+        timer: Callable[[], tuple[float, float]] = SystemTimer.read,
     ) -> None:
         self._journal = settings.data / "journal"
         self._archive = settings.data / archive.FOLDER
@@ -66,6 +76,8 @@ class Keeper:
         )
         self._is_read = is_read
         self._now_ns = now_ns
+        self._timer = timer
+        self._rest = Rest()
         self._known: dict[Path, tuple[tuple[int, int], File]] = {}
         self._count = count
         self._damaged: set[str] = set()
@@ -73,17 +85,26 @@ class Keeper:
         self.totals: Counter[str] = Counter()
 
     def step(self, stop: Callable[[], bool] = lambda: False) -> Kept:
-        """Look at everything once and do what is due; `stop` is asked before each action. Takes seconds at most."""
+        """Look at everything once and do what is due; `stop` is asked before each action. Takes seconds at most.
+
+        Where the last archive had to fight for a core, the next one waits: see Rest.
+        """
         troubles: list[str] = []
         done: Counter[str] = Counter()
         files, paths = self._look(troubles)
-        for action in retention.decide(files, self._rules, self._now_ns()):
-            if stop():
-                break
-            self._do(action, paths, done, troubles)
         held: Counter[str] = Counter()
         for file in files:
             held[file.kind] += file.size
+        for action in retention.decide(files, self._rules, self._now_ns()):
+            if stop():
+                break
+            began_s, had_s = self._timer()
+            if action.verb == Verb.ARCHIVE and self._rest.holds(began_s, held[Kind.SEGMENT], self._rules):
+                continue
+            self._do(action, paths, done, troubles)
+            if action.verb == Verb.ARCHIVE:
+                ended_s, has_s = self._timer()
+                self._rest.done(ended_s, ended_s - began_s, has_s - had_s)
         self.totals.update(done)
         self.totals["troubles"] += len(troubles)
         return Kept(dict(done), dict(held), troubles)

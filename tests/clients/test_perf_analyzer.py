@@ -75,8 +75,13 @@ LOADS = {
 }
 
 
-@pytest.mark.parametrize("load", sorted(LOADS))
-@pytest.mark.parametrize("model", ["tiny", "flights", "sum_and_difference"])
+@pytest.mark.parametrize(
+    ("model", "load"),
+    [
+        *[(model, form) for model in ("tiny", "flights", "sum_and_difference") for form in ("binary", "json")],
+        *[("tiny", "rate"), ("tiny", "batches")],
+    ],
+)
 def test_perf_analyzer_measures_the_server_and_its_statistics(
     perf_analyzer: list[str], server: Server, tmp_path: Path, model: str, load: str
 ) -> None:

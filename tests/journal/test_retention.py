@@ -15,7 +15,7 @@ from gateway.journal import archive
 from gateway.journal import segment as segment_module
 from gateway.journal.keeper import Keeper
 from gateway.journal.reader import Locator, Segment
-from gateway.journal.retention import DAY_NS, Action, File, Kind, Rules, Verb, decide
+from gateway.journal.retention import DAY_NS, Action, File, Kind, Rest, Rules, Verb, decide
 from gateway.settings import Settings
 from tests.inference.fakes import ECHO, servable
 from tests.journal.rig import Gateway, document, normal
@@ -219,6 +219,42 @@ def test_a_segment_that_is_being_sealed_is_left_until_its_writer_is_done(
     assert keeper.step().done == {"archive": 1}
     assert keeper.step().done == {"release": 1}
     assert keeper.step().done == {}
+
+
+@pytest.mark.parametrize(
+    ("took_s", "worked_s", "pauses"), [(8.0, 0.4, True), (8.0, 2.1, False), (1.1, 0.2, False), (1.1, 0.05, True)]
+)
+def test_archiving_pauses_where_it_had_to_fight_for_its_turns_and_there_is_space(
+    took_s: float, worked_s: float, pauses: bool
+) -> None:
+    rest, rules = Rest(), ROOMY._replace(disk_bytes=1000)
+    assert not rest.holds(0.0, 0, rules)
+    rest.done(100.0, took_s, worked_s)
+    assert rest.holds(100.0 + Rest.PAUSE_S - 1, 499, rules) is pauses
+    assert not rest.holds(100.0 + Rest.PAUSE_S - 1, 500, rules)
+    assert not rest.holds(100.0 + Rest.PAUSE_S, 0, rules)
+
+
+def test_while_the_cores_are_busy_segments_wait_for_their_archive_and_nothing_else_does(tmp_path: Path) -> None:
+    """Archives that take 9 s for 0.3 s of work: there is one of three, after a minute the next. Segments that the
+    archive has go meanwhile, and where segments take half of the space the last one is archived at once.
+    """
+    for seed in range(3):
+        served(tmp_path, seed, 1000)
+    now = [1000.0, 0.0]
+
+    def timer() -> tuple[float, float]:
+        now[0], now[1] = now[0] + 9.0, now[1] + 0.3
+        return now[0], now[1]
+
+    keeper = Keeper(Settings(data=tmp_path), timer=timer)
+    assert keeper.step().done == {"archive": 1}
+    assert keeper.step().done == {"release": 1}
+    now[0] += Rest.PAUSE_S
+    assert keeper.step().done == {"archive": 1}
+    assert keeper.step().done == {"release": 1}
+    keeper._rules = keeper._rules._replace(disk_bytes=2 * keeper.step().held["segment"])
+    assert keeper.step().done["archive"] == 1
 
 
 def test_a_damaged_segment_is_told_and_kept_while_there_is_space(tmp_path: Path) -> None:
