@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 import gc
-import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from gateway import host
 from tests.servers import Server
-
-
-def pytest_xdist_auto_num_workers() -> int:
-    """One more than there are cores: the tests with real processes mostly wait for them."""
-    return math.ceil(host.cores().count) + 1
 
 
 def pytest_collection_finish() -> None:
