@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 from prometheus_client import CollectorRegistry
 from starlette.requests import Request
 
-from gateway import host
+from gateway import host, structs
 from gateway.feedback.service import Feedback, feedback_for
 from gateway.inference.admission import Quotas
 from gateway.inference.pipeline import Pipeline
@@ -115,6 +115,7 @@ def assemble(
     journal: Journal | None = None,
 ) -> Gateway:
     """Put a gateway together; nothing is read or started yet."""
+    structs.prepare()
     limits = Limits(
         max_body_bytes=settings.max_body_bytes,
         max_tensors=settings.max_tensors,

@@ -168,6 +168,10 @@ def meta_columns() -> tuple[Column, ...]:
     return tuple(Column("meta", name, dtype, (), 0) for name, dtype in META)
 
 
+# Made here and not with the first segment, which several threads see at once: see gateway/structs.py.
+_SPEC = msgspec.json.Decoder(SegmentSpec)
+
+
 def pack_header(spec: SegmentSpec) -> bytes:
     """The header, padded to where the control page begins."""
     text = msgspec.json.encode(spec)
@@ -187,7 +191,7 @@ def unpack_header(data: bytes | memoryview) -> SegmentSpec:
     if len(text) < length or zlib.crc32(text) != checksum:
         raise ValueError("the checksum of the header does not fit")
     try:
-        return msgspec.json.decode(text, type=SegmentSpec)
+        return _SPEC.decode(text)
     except msgspec.DecodeError as error:
         raise ValueError(f"the header is not valid: {error}") from None
 
