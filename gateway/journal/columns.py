@@ -130,10 +130,14 @@ def schema_of(spec: SegmentSpec, damage: tuple[str, ...] = ()) -> pa.Schema:
     return pa.schema(fields, {METADATA: msgspec.json.encode(Source(spec, damage=damage))})
 
 
+# A server imports this when it is first asked for an archived record, by any of its threads: see gateway/structs.py.
+_SOURCE = msgspec.json.Decoder(Source)
+
+
 def source_of(schema: pa.Schema) -> Source:
     """Where a table comes from. Raises Damaged where it does not say so in a way that is understood."""
     try:
-        return msgspec.json.decode((schema.metadata or {})[METADATA], type=Source)
+        return _SOURCE.decode((schema.metadata or {})[METADATA])
     except (KeyError, msgspec.DecodeError):
         raise Damaged("a table does not say which segment it comes from") from None
 
