@@ -132,9 +132,11 @@ class Supervisor:
                 log.info("process ended", extra=facts)
             else:
                 self._board.count_death(child.slot)
-                named = [f"{each.key.model}/{each.key.version}" for each in culprits]
-                facts |= {"calls": crash.calls} if crash is not None else {}
-                log.error("process ended", extra=facts | ({"culprits": named} if named else {}))
+                if crash is not None:
+                    facts["calls"] = crash.calls
+                if culprits:
+                    facts["culprits"] = [f"{each.key.model}/{each.key.version}" for each in culprits]
+                log.error("process ended", extra=facts)
                 self._give_up(child, code, now)
             if child.retired_at is not None:
                 self._children.remove(child)

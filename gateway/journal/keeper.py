@@ -32,13 +32,9 @@ class SystemClock:
         return time.time_ns()
 
 
-class SystemTimer:
-    """How long something takes."""
-
-    @staticmethod
-    def read() -> tuple[float, float]:
-        """Seconds since some moment, and for how many of them this thread had a core."""
-        return time.monotonic(), time.thread_time()
+def thread_times() -> tuple[float, float]:
+    """Seconds since some moment, and for how many of them this thread had a core."""
+    return time.monotonic(), time.thread_time()
 
 
 class Kept(NamedTuple):
@@ -63,7 +59,7 @@ class Keeper:
         is_read: Callable[[str], bool] = lambda prefix: True,
         now_ns: Callable[[], int] = SystemClock.now_ns,
         count: Callable[[str, int], None] = lambda what, number: None,
-        timer: Callable[[], tuple[float, float]] = SystemTimer.read,
+        timer: Callable[[], tuple[float, float]] = thread_times,
     ) -> None:
         self._journal = settings.data / "journal"
         self._archive = settings.data / archive.FOLDER
@@ -104,7 +100,10 @@ class Keeper:
             self._do(action, paths, done, troubles)
             if action.verb == Verb.ARCHIVE:
                 ended_s, has_s = self._timer()
-                self._rest.done(ended_s, ended_s - began_s, has_s - had_s)
+                took_s, worked_s = ended_s - began_s, has_s - had_s
+                if self._rest.begins(ended_s, took_s, worked_s):
+                    facts = {"took_s": round(took_s, 1), "worked_s": round(worked_s, 1)}
+                    log.info("journal: archiving waits", extra={"event": "journal-archive-waits", **facts})
         self.totals.update(done)
         self.totals["troubles"] += len(troubles)
         return Kept(dict(done), dict(held), troubles)

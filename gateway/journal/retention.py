@@ -86,10 +86,12 @@ class Rest:
     def __init__(self) -> None:
         self._until_s = float("-inf")
 
-    def done(self, now_s: float, took_s: float, worked_s: float) -> None:
-        """One segment was archived: how long that took, and for how long of it the thread had a core."""
-        if took_s > self.FOUGHT * worked_s and took_s - worked_s > self.LOST_S:
+    def begins(self, now_s: float, took_s: float, worked_s: float) -> bool:
+        """One segment was archived: how long that took, and for how long of it the thread had a core. Now a pause?"""
+        fought = took_s > self.FOUGHT * worked_s and took_s - worked_s > self.LOST_S
+        if fought:
             self._until_s = now_s + self.PAUSE_S
+        return fought
 
     def holds(self, now_s: float, segment_bytes: int, rules: Rules) -> bool:
         """Whether the next one should wait."""

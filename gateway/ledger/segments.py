@@ -118,7 +118,8 @@ class SegmentFolder:
             if stop > now["indexed"]:
                 self._index(segment, fields, now["indexed"], stop)
                 now["indexed"] = stop
-                self.is_behind = self.is_behind or stop < rows
+                if stop < rows:
+                    self.is_behind = True
         now["sealed"] = int(sealed)
         if _is_done(now, wanted):
             self._done.add(spec.prefix)

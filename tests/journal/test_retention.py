@@ -229,16 +229,19 @@ def test_archiving_pauses_where_it_had_to_fight_for_its_turns_and_there_is_space
 ) -> None:
     rest, rules = Rest(), ROOMY._replace(disk_bytes=1000)
     assert not rest.holds(0.0, 0, rules)
-    rest.done(100.0, took_s, worked_s)
+    assert rest.begins(100.0, took_s, worked_s) is pauses
     assert rest.holds(100.0 + Rest.PAUSE_S - 1, 499, rules) is pauses
     assert not rest.holds(100.0 + Rest.PAUSE_S - 1, 500, rules)
     assert not rest.holds(100.0 + Rest.PAUSE_S, 0, rules)
 
 
-def test_while_the_cores_are_busy_segments_wait_for_their_archive_and_nothing_else_does(tmp_path: Path) -> None:
+def test_while_the_cores_are_busy_segments_wait_for_their_archive_and_nothing_else_does(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """Archives that take 9 s for 0.3 s of work: there is one of three, after a minute the next. Segments that the
     archive has go meanwhile, and where segments take half of the space the last one is archived at once.
     """
+    caplog.set_level("INFO", "headgate.journal")
     for seed in range(3):
         served(tmp_path, seed, 1000)
     now = [1000.0, 0.0]
@@ -255,6 +258,8 @@ def test_while_the_cores_are_busy_segments_wait_for_their_archive_and_nothing_el
     assert keeper.step().done == {"release": 1}
     keeper._rules = keeper._rules._replace(disk_bytes=2 * keeper.step().held["segment"])
     assert keeper.step().done["archive"] == 1
+    waits = [record for record in caplog.records if record.message == "journal: archiving waits"]
+    assert [(each.took_s, each.worked_s) for each in waits] == [(9.0, 0.3)] * 3  # type: ignore[attr-defined]
 
 
 def test_a_damaged_segment_is_told_and_kept_while_there_is_space(tmp_path: Path) -> None:
