@@ -138,11 +138,11 @@ def _metric(text: str) -> tuple[str, float]:
 
 
 def _serve(args: argparse.Namespace) -> int:
-    from gateway import server
-
     chosen = settings.load(vars(args), os.environ)
     if not chosen.models.is_dir():
         raise SettingError(f"models: {str(chosen.models)!r} is not a folder; give one with --models")
+    from gateway import server
+
     return server.run(chosen)
 
 

@@ -1,14 +1,16 @@
-"""The supervisor: holds the sockets, starts the control process and the workers, replaces what dies or hangs.
+"""The supervisor: holds the sockets, forks the control process and the workers, replaces what dies or hangs.
 
-It never opens a model and has no event loop. A process that is killed is replaced at once, one that keeps dying
-after growing pauses; SIGHUP replaces them all, one after the other. When the supervisor itself is killed, the others
-see the end of a pipe, drain and exit.
+It never opens a model and has no event loop and no thread: it imports what the others need, once, and stays as it is,
+so that each of them is there at once and shares this memory. A process that is killed is replaced at once, one that
+keeps dying after growing pauses; SIGHUP replaces them all, one after the other. When the supervisor itself is killed,
+the others see the end of a pipe, drain and exit.
 """
 
 from __future__ import annotations
 
 import errno
 import fcntl
+import gc
 import logging
 import os
 import shutil
@@ -18,12 +20,14 @@ import time
 from typing import Any
 
 from gateway import __version__, host
+from gateway.control import process as control
 from gateway.errors import SettingError
+from gateway.http import selftest
 from gateway.settings import Settings
 from gateway.telemetry import logs
-from gateway.workers import notes
+from gateway.workers import notes, process, worker
 from gateway.workers.board import Board, RunFolder
-from gateway.workers.child import STARTUP_FAILURE, Child
+from gateway.workers.child import STARTUP_FAILURE, Born, Child
 from gateway.workers.notes import Crash, Culprit, Death, Notes
 from gateway.workers.renewal import Renewal
 
@@ -64,16 +68,12 @@ class Supervisor:
 
     def __init__(self, settings: Settings, workers: int, data_port: socket.socket, admin_port: socket.socket) -> None:
         self._settings = settings
-        self._data = str(settings.data.absolute())
         self._folder = RunFolder(settings.data.absolute())
         self._board = Board(self._folder.board)
         self._lifeline_read, self._lifeline_write = os.pipe()
-        data_fd, admin_fd = data_port.fileno(), admin_port.fileno()
         self._sockets = (data_port, admin_port)
-        self._children = [Child(0, "control", "gateway.control.process", admin_fd)]
-        self._children += [
-            Child(slot, f"worker {slot}", "gateway.workers.worker", data_fd) for slot in range(1, workers + 1)
-        ]
+        self._children = [Child(0, "control", control.main, admin_port)]
+        self._children += [Child(slot, f"worker {slot}", worker.main, data_port) for slot in range(1, workers + 1)]
         self._renewal = Renewal(self._children, self._board, workers, self._start_one, START_S)
         self._patience_s = settings.grace_s + settings.drain_s + KILL_AFTER_S
         self._stopping_since: float | None = None
@@ -99,6 +99,20 @@ class Supervisor:
             elif info is not None and info.si_signo == signal.SIGHUP:
                 self._renewal.begin()
 
+    def become(self, child: Child) -> int:
+        """In a new process: give up what is the supervisor's and live as this child; returns the exit code.
+
+        The pipe is told from its end, so nobody but the supervisor may hold that.
+        """
+        os.close(self._lifeline_write)
+        for listener in self._sockets:
+            if listener is not child.listener:
+                listener.close()
+        child.listener.setblocking(False)
+        board = Board(self._folder.board)
+        place = process.Place(child.slot, child.listener, self._lifeline_read, self._folder, board, self._settings)
+        return process.run(child.main, place)
+
     def _start(self, now: float) -> None:
         for child in self._children:
             if not child.is_alive and child.retired_at is None and now >= child.start_at:
@@ -108,7 +122,7 @@ class Supervisor:
         self._folder.notes(child.slot).unlink(missing_ok=True)
         self._folder.crash(child.slot).unlink(missing_ok=True)
         self._board.clear(child.slot, 0)
-        pid = child.start(self._lifeline_read, self._data, now)
+        pid = child.start(now)
         self._board.clear(child.slot, pid)
         facts = {"event": "process-started", "role": child.name, "pid": pid, "restarts": child.restarts}
         log.info("process started", extra=facts)
@@ -197,8 +211,10 @@ class Supervisor:
 
 
 def run(settings: Settings) -> int:
-    """Bind, make the run folder, supervise; returns the exit code of the server."""
+    """Bind, make the run folder, supervise; returns the exit code of the server, or of one of its processes."""
     logs.configure(settings.log_level)
+    if not selftest.check():
+        return STARTUP_FAILURE
     workers = settings.workers or max(1, int(host.cores().count))
     data_port = bind(settings.host, settings.port, "host")
     admin_port = bind(settings.admin_host, settings.admin_port, "admin_host")
@@ -206,16 +222,27 @@ def run(settings: Settings) -> int:
     lock = hold(settings)
     shutil.rmtree(folder.path, ignore_errors=True)
     folder.path.mkdir(mode=0o700)
-    folder.write_settings(settings)
     url, admin = (_url(listener) for listener in (data_port, admin_port))
     print(f"Headgate {__version__} serves {settings.models} on {url}", flush=True)
     facts = {"event": "started", "url": url, "admin": admin, "workers": workers, "version": __version__}
     log.info("started", extra=facts)
+    supervisor = Supervisor(settings, workers, data_port, admin_port)
+    # What is there now stays: a collection of garbage would only copy pages that the processes share.
+    gc.collect()
+    gc.freeze()
     try:
-        return Supervisor(settings, workers, data_port, admin_port).run()
-    finally:
+        code = supervisor.run()
+    except Born as born:
+        child = born.child
+    else:
         log.info("stopped", extra={"event": "stopped"})
         os.close(lock)
+        return code
+    os.close(lock)
+    code = supervisor.become(child)
+    logging.shutdown()
+    # All is closed. The interpreter would take apart, page by page, what the processes share, and copy it for that.
+    os._exit(code)
 
 
 def hold(settings: Settings) -> int:

@@ -32,7 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gateway.feedback.rules import FeedbackRule
-from gateway.journal import archive, export
+from gateway.journal import archive, export, shelves
 from gateway.journal.export import LabelColumn, Wish
 from gateway.journal.reader import Segment, segments
 from gateway.ledger.reading import ResolvedLabel
@@ -186,12 +186,12 @@ def measure(scratch: Path, rows: int) -> list[Measured]:
         exporting(made, tiny / "a.parquet"),
         exporting(made, tiny / "a.parquet", flat=True),
         exporting(made, tiny / "a.csv", flat=True)._replace(hold=None),
-        archiving(made, tiny / archive.FOLDER),
+        archiving(made, tiny / shelves.FOLDER),
     ]
     for model, count in REPLAYED.items():
         other = make(scratch / model, models, model, min(count, rows))
         found.append(replaying(other, models, "segments"))
-        archiving(other, scratch / model / archive.FOLDER)
+        archiving(other, scratch / model / shelves.FOLDER)
         for path in segments(scratch / model / "journal"):
             path.unlink()
         found.append(replaying(other, models, "archive"))

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from gateway.journal import archive
+from gateway.journal import archive, shelves
 from gateway.journal.columns import cell, fields_of, source_of, tensors_of
 from monitors.types import Array
 
@@ -28,7 +28,7 @@ def values(
     In words why there is none where the prediction is not there or failed. Raises Damaged, OSError.
     """
     found: dict[tuple[str, int], Values | str] = dict.fromkeys(wanted, "the prediction is not kept any more")
-    path = archive.find(folder, prefix)
+    path = shelves.find(folder, prefix)
     if path is None:
         return found
     schema = archive.read_schema(path)

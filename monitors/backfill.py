@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gateway.journal import archive
+from gateway.journal import archive, shelves
 from gateway.journal.columns import Tensor, source_of, tensors_of, to_array
 from gateway.journal.reader import Damaged, Segment
 from gateway.journal.schema import VARYING, SegmentSpec
@@ -44,9 +44,9 @@ class Backfill:
         own = {prefix for prefix, spec in self._tail.specs().items() if (spec.model, spec.version) == key}
         self.damaged.update(self._tail.damaged)
         found: dict[str, Origin] = {}
-        for place in archive.places(data / archive.FOLDER, *key):
+        for place in shelves.places(data / shelves.FOLDER, *key):
             try:
-                origin = self._archived(place, data / archive.FOLDER)
+                origin = self._archived(place, data / shelves.FOLDER)
             except Damaged as error:
                 self.damaged[place.prefix] = str(error)
                 continue
@@ -55,21 +55,21 @@ class Backfill:
         # What is in the archive cannot be released while it is read; a segment can.
         self._cursors = {prefix: self._tail.waiting(prefix) for prefix in own & set(found)}
         for prefix in own - set(found):
-            opened_ns = archive.opened_ns(prefix)
+            opened_ns = shelves.opened_ns(prefix)
             found[prefix] = Origin(opened_ns, prefix, self._tail.waiting(prefix), self._segment(prefix))
             self.bare.pop(prefix, None)
         self._origins = list(found.values())
         self.rows = sum(origin.rows for origin in self._origins)
 
-    def _archived(self, place: archive.Place, folder: Path) -> Origin | None:
+    def _archived(self, place: shelves.Place, folder: Path) -> Origin | None:
         """A file of the archive; None where its inputs have been taken away."""
         schema = archive.read_schema(place.path)
         rows = pq.read_metadata(place.path).num_rows
         if source_of(schema).bare:
             self.bare[place.prefix] = rows
             return None
-        index = archive.index_of(folder, place.prefix)
-        return Origin(archive.opened_ns(place.prefix), place.prefix, rows, lambda: archived(place.path, index))
+        index = shelves.index_of(folder, place.prefix)
+        return Origin(shelves.opened_ns(place.prefix), place.prefix, rows, lambda: archived(place.path, index))
 
     def _segment(self, prefix: str) -> Callable[[], Iterator[Piece]]:
         def read() -> Iterator[Piece]:
@@ -106,7 +106,7 @@ class Backfill:
 
 def versions(data: Path, model: str | None = None, version: int | None = None) -> list[Key]:
     """The versions of which there are predictions, of all models or of one."""
-    keys = {(place.model, place.version) for place in archive.places(data / archive.FOLDER, model, version)}
+    keys = {(place.model, place.version) for place in shelves.places(data / shelves.FOLDER, model, version)}
     keys |= {(spec.model, spec.version) for spec in Tail(data / "journal").specs().values()}
     return sorted(key for key in keys if model in (None, key[0]) and version in (None, key[1]))
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gateway.errors import HeadgateError
-from gateway.journal import archive
+from gateway.journal import shelves
 from gateway.journal.reader import Locator
 from gateway.journal.schema import SegmentSpec
 from monitors.alarms import Alarm
@@ -260,7 +260,7 @@ class Service:
         with self._lock:
             watcher.cursors = {prefix: watcher.cursors.get(prefix, 0) for prefix in prefixes}
         origins = [
-            Origin(archive.opened_ns(prefix), prefix, 0, partial(self._pieces, prefix))
+            Origin(shelves.opened_ns(prefix), prefix, 0, partial(self._pieces, prefix))
             for prefix in prefixes
             if self._tail.waiting(prefix) and prefix not in self._torn
         ]

@@ -18,7 +18,7 @@ from gateway.models.repository import Repository
 from gateway.models.source import Source
 from gateway.models.wishes import WishBook
 from gateway.telemetry.store import CounterStore
-from gateway.workers.process import TICK_S, Place, Server, entry, watch_lifeline
+from gateway.workers.process import TICK_S, Place, Server, watch_lifeline
 from gateway.workers.worker import read_all
 
 log = logging.getLogger("headgate.control")
@@ -129,7 +129,3 @@ async def _beat(place: Place, server: Server) -> None:
         server.tick(time.monotonic())
         place.board.beat(place.slot, time.monotonic_ns(), server.connections())
         await asyncio.sleep(TICK_S)
-
-
-if __name__ == "__main__":
-    entry(main)

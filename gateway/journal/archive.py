@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,16 +18,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gateway.journal import schema
+from gateway.journal import schema, shelves
 from gateway.journal.arrow import batches
 from gateway.journal.columns import FIELDS, METADATA, Source, schema_of, source_of
-from gateway.journal.reader import INDEX_FOLDER, Damaged, Segment
-from gateway.journal.schema import SEGMENT_SUFFIX, Control
+from gateway.journal.reader import Damaged, Segment
+from gateway.journal.schema import Control
 from gateway.journal.segment import map_columns
 from gateway.models import durable
 
-FOLDER = "archive"
-SUFFIX = ".parquet"
 INDEXED = ("time_ns", "key", "span", "status")
 """The columns that are left of an archived segment."""
 
@@ -50,50 +47,6 @@ class Archived(NamedTuple):
     damage: tuple[str, ...] = ()
 
 
-class Place(NamedTuple):
-    """What the path of a file of the archive says."""
-
-    path: Path
-    model: str
-    version: int
-    prefix: str
-
-
-def date_of(prefix: str) -> str:
-    """The day, UTC, on which the segment with this prefix was opened."""
-    return datetime.fromtimestamp(opened_ns(prefix) / 1e9, UTC).date().isoformat()
-
-
-def opened_ns(prefix: str) -> int:
-    """When the segment with this prefix was opened: Unix time, to the millisecond."""
-    return int(prefix[:8] + prefix[9:13], 16) * 1_000_000
-
-
-def path_of(folder: Path, model: str, version: int, prefix: str) -> Path:
-    """Where in the archive `folder` a segment belongs."""
-    return folder / f"model={model}" / f"version={version}" / f"date={date_of(prefix)}" / (prefix + SUFFIX)
-
-
-def index_of(folder: Path, prefix: str) -> Path:
-    """Where what is left of an archived segment lies."""
-    return folder / INDEX_FOLDER / (prefix + SEGMENT_SUFFIX)
-
-
-def places(folder: Path, model: str | None = None, version: int | None = None) -> list[Place]:
-    """The files of the archive, of all or one model and version, in the order in which their segments were opened."""
-    pattern = f"model={'*' if model is None else model}/version={'*' if version is None else version}"
-    found = []
-    for path in folder.glob(f"{pattern}/date=*/*{SUFFIX}"):
-        if path.name[0] != "." and path.parts[-3][8:].isdecimal():
-            found.append(Place(path, path.parts[-4][6:], int(path.parts[-3][8:]), path.stem))
-    return sorted(found, key=lambda place: place.prefix)
-
-
-def find(folder: Path, prefix: str) -> Path | None:
-    """The file of a segment, wherever in the archive it is."""
-    return next(iter(folder.glob(f"model=*/version=*/date={date_of(prefix)}/{prefix}{SUFFIX}")), None)
-
-
 def write(segment: Segment, folder: Path) -> Archived:
     """Archive a sealed segment: returns when its file is complete, compared with it, and on the disk.
 
@@ -104,13 +57,13 @@ def write(segment: Segment, folder: Path) -> Archived:
     if wrong := segment.verify_rows():
         raise Damaged(f"segment {segment.path.name}: {'; '.join(wrong[:3])}")
     damage = tuple(each.words for each in segment.bad_frames()[:MAX_DAMAGE])
-    target = path_of(folder, spec.model, spec.version, spec.prefix)
+    target = shelves.path_of(folder, spec.model, spec.version, spec.prefix)
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = target.with_name(f".{target.name}.writing")
     try:
         rows = _write(scratch, schema_of(spec, damage), batches(segment))
         _compare(scratch, segment)
-        _write_index(segment, index_of(folder, spec.prefix))
+        _write_index(segment, shelves.index_of(folder, spec.prefix))
         _publish(scratch, target)
     finally:
         scratch.unlink(missing_ok=True)
@@ -122,7 +75,7 @@ def strip(path: Path) -> Archived:
 
     The column `extra` is emptied too: it may hold values of inputs.
     """
-    source = source_of(read_schema(path))
+    source = read_source(path)
     bare = msgspec.structs.replace(source, bare=True)
     columns = read_schema(path).with_metadata({METADATA: msgspec.json.encode(bare)})
     scratch = path.with_name(f".{path.name}.writing")
@@ -149,7 +102,7 @@ def _without_inputs(piece: pa.RecordBatch, columns: pa.Schema) -> pa.RecordBatch
 def remove(path: Path, folder: Path) -> None:
     """Delete a file of the archive and what is left of its segment. Raises OSError."""
     path.unlink(missing_ok=True)
-    index_of(folder, path.stem).unlink(missing_ok=True)
+    shelves.index_of(folder, path.stem).unlink(missing_ok=True)
     for empty in (path.parent, path.parent.parent, path.parent.parent.parent):
         try:
             empty.rmdir()
@@ -162,9 +115,18 @@ def is_input(name: str) -> bool:
     return name.removeprefix("digest_").removeprefix("summary_").removeprefix("shape_").startswith("input_")
 
 
-def is_bare(path: Path) -> bool:
-    """Whether the inputs of a file have been taken away. Raises Damaged, OSError."""
-    return source_of(read_schema(path)).bare
+def input_bytes(path: Path) -> int:
+    """Bytes that the inputs in a file take. Raises Damaged, OSError."""
+    with reading(path):
+        metadata = pq.read_metadata(path)
+    groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
+    columns = [group.column(index) for group in groups for index in range(group.num_columns)]
+    return sum(column.total_compressed_size for column in columns if is_input(column.path_in_schema))
+
+
+def read_source(path: Path) -> Source:
+    """What a file says about the segment that it was. Raises Damaged, OSError."""
+    return source_of(read_schema(path))
 
 
 def read_schema(path: Path) -> pa.Schema:
@@ -273,11 +235,8 @@ def _write_index(segment: Segment, path: Path) -> None:
         array[:rows] = segment.column(name)[:rows]
     control = np.frombuffer(data, "<i8", len(Control), small.control_at)
     control[Control.ROWS] = control[Control.TAKEN] = rows
-    control[Control.SEALED_NS] = max(1, opened_ns(spec.prefix))
+    control[Control.SEALED_NS] = max(1, shelves.opened_ns(spec.prefix))
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.writing")
     durable.write(scratch, bytes(data))
     _publish(scratch, path)
-
-
-__all__ = ["Archived", "Place", "Source", "find", "path_of", "places", "read", "remove", "strip", "write"]

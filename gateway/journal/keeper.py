@@ -10,10 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-import pyarrow.parquet as pq
-
-from gateway.journal import archive, retention
-from gateway.journal.columns import source_of
+from gateway.journal import retention, shelves
 from gateway.journal.reader import Damaged, Segment, segments
 from gateway.journal.retention import DAY_NS, Action, File, Kind, Rest, Rules, Verb
 from gateway.journal.schema import SIDE_SUFFIX
@@ -62,7 +59,7 @@ class Keeper:
         timer: Callable[[], tuple[float, float]] = thread_times,
     ) -> None:
         self._journal = settings.data / "journal"
-        self._archive = settings.data / archive.FOLDER
+        self._archive = settings.data / shelves.FOLDER
         self._rules = Rules(
             settings.journal_archive,
             settings.journal_disk_bytes,
@@ -113,6 +110,8 @@ class Keeper:
         # A file that is stripped in this round may be deleted in it, too.
         path = paths.get((file.prefix, file.kind)) or paths[file.prefix, Kind.FULL]
         facts = {"event": f"journal-{action.verb}", "segment": file.prefix, "reason": action.reason}
+        from gateway.journal import archive  # with pyarrow, which a server need not have read before it can answer
+
         try:
             match action.verb:
                 case Verb.ARCHIVE:
@@ -155,7 +154,7 @@ class Keeper:
             if (file := self._segment(path)) is not None:
                 found.append((path, file))
         known, self._known = self._known, {}
-        for place in archive.places(self._archive):
+        for place in shelves.places(self._archive):
             try:
                 found.append((place.path, self._archived(place, known)))
             except (Damaged, OSError) as error:
@@ -165,7 +164,7 @@ class Keeper:
     def _segment(self, path: Path) -> File | None:
         prefix = path.stem
         size = _size(path) + _size(path.with_suffix(SIDE_SUFFIX))
-        opened_ns = archive.opened_ns(prefix)
+        opened_ns = shelves.opened_ns(prefix)
         try:
             segment = Segment.open(path)
             # While it is locked its writer may still put a smaller file in its place.
@@ -181,19 +180,21 @@ class Keeper:
         damaged = prefix in self._damaged
         return File(prefix, Kind.SEGMENT, size, opened_ns, 0, sealed, damaged, sealed and self._is_read(prefix))
 
-    def _archived(self, place: archive.Place, known: dict[Path, tuple[tuple[int, int], File]]) -> File:
+    def _archived(self, place: shelves.Place, known: dict[Path, tuple[tuple[int, int], File]]) -> File:
         status = place.path.stat()
         stamp = (status.st_mtime_ns, status.st_size)
         if place.path in known and known[place.path][0] == stamp:
             self._known[place.path] = known[place.path]
             return known[place.path][1]
-        beside = _size(archive.index_of(self._archive, place.prefix))
+        from gateway.journal import archive
+
+        beside = _size(shelves.index_of(self._archive, place.prefix))
         kind, inputs = Kind.BARE, 0
-        source = source_of(archive.read_schema(place.path))
+        source = archive.read_source(place.path)
         if not source.bare:
-            kind, inputs = Kind.FULL, _input_bytes(pq.read_metadata(place.path))
+            kind, inputs = Kind.FULL, archive.input_bytes(place.path)
         size = status.st_size + beside
-        file = File(place.prefix, kind, size, archive.opened_ns(place.prefix), size - inputs)
+        file = File(place.prefix, kind, size, shelves.opened_ns(place.prefix), size - inputs)
         file = file._replace(damaged=bool(source.damage))
         self._known[place.path] = (stamp, file)
         return file
@@ -204,15 +205,3 @@ def _size(path: Path) -> int:
         return os.stat(path).st_size
     except FileNotFoundError:
         return 0
-
-
-def _input_bytes(metadata: pq.FileMetaData) -> int:
-    """Bytes that the inputs of a file take."""
-    total = 0
-    for group in range(metadata.num_row_groups):
-        row_group = metadata.row_group(group)
-        for index in range(row_group.num_columns):
-            column = row_group.column(index)
-            if archive.is_input(column.path_in_schema):
-                total += column.total_compressed_size
-    return total

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gateway.journal import archive, ids
+from gateway.journal import archive, ids, shelves
 from gateway.journal.columns import cell, prediction_ids, source_of, tensors_of
 from gateway.journal.reader import Record
 from gateway.journal.schema import META, Form
@@ -21,7 +21,7 @@ def request_rows(folder: Path, prefix: str, row: int) -> pa.RecordBatch | None:
 
     Raises Damaged, OSError.
     """
-    path = archive.find(folder, prefix)
+    path = shelves.find(folder, prefix)
     if path is None:
         return None
     wanted = prediction_ids(prefix, np.array([row]))[0].as_py()

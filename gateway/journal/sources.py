@@ -9,7 +9,7 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gateway.journal import archive, arrow
+from gateway.journal import archive, arrow, shelves
 from gateway.journal.columns import schema_of, source_of
 from gateway.journal.reader import Damaged, Segment, segments
 
@@ -37,15 +37,15 @@ def sources(data: Path, model: str, versions: Collection[int] = (), until_ns: in
     Raises Damaged, OSError.
     """
     found: dict[str, Source] = {}
-    for place in archive.places(data / archive.FOLDER, model):
-        if (versions and place.version not in versions) or archive.opened_ns(place.prefix) >= until_ns:
+    for place in shelves.places(data / shelves.FOLDER, model):
+        if (versions and place.version not in versions) or shelves.opened_ns(place.prefix) >= until_ns:
             continue
         schema = archive.read_schema(place.path)
         segment = source_of(schema).segment
         rows = pq.read_metadata(place.path).num_rows
         found[place.prefix] = Source(place.prefix, place.version, segment.digest, schema, rows, None, place.path)
     for path in segments(data / "journal"):
-        if archive.opened_ns(path.stem) >= until_ns:
+        if shelves.opened_ns(path.stem) >= until_ns:
             continue
         try:
             opened = Segment.open(path)
@@ -61,7 +61,7 @@ def sources(data: Path, model: str, versions: Collection[int] = (), until_ns: in
 
 def models(data: Path) -> set[str]:
     """The models of which there are predictions."""
-    names = {place.model for place in archive.places(data / archive.FOLDER)}
+    names = {place.model for place in shelves.places(data / shelves.FOLDER)}
     for path in segments(data / "journal"):
         try:
             names.add(Segment.open(path).spec.model)
@@ -83,7 +83,7 @@ def read(data: Path, source: Source, columns: Collection[str] | None = None) -> 
         else:
             yield from arrow.batches(segment, columns)
             return
-    path = archive.find(data / archive.FOLDER, source.prefix)
+    path = shelves.find(data / shelves.FOLDER, source.prefix)
     if path is None:
         raise Damaged(f"segment {source.prefix} went away while it was looked for")
     yield from archive.read(

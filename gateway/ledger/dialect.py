@@ -10,13 +10,12 @@ from __future__ import annotations
 import fcntl
 import os
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
 
 from sqlalchemy import ColumnElement, Connection, Engine, Table, create_engine, event, text
-from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.pool import NullPool
 
@@ -128,6 +127,15 @@ class WriterLock:
             self._descriptor = -1
 
 
+def _insert(connection: Connection) -> Callable[[Table], Any]:
+    """The `insert` of the dialect. That of PostgreSQL is a quarter of what SQLAlchemy takes to be imported."""
+    if connection.dialect.name == "sqlite":
+        return sqlite_insert
+    from sqlalchemy.dialects.postgresql import insert
+
+    return insert
+
+
 def upsert(
     connection: Connection,
     table: Table,
@@ -138,8 +146,7 @@ def upsert(
     """Insert rows, or change those whose primary key is there: columns in `add` are added to, others replaced."""
     if not rows:
         return
-    statement: Any
-    statement = (sqlite_insert if connection.dialect.name == "sqlite" else postgresql_insert)(table)
+    statement = _insert(connection)(table)
     keys = [column.name for column in table.primary_key]
     changed: dict[str, ColumnElement[Any]] = {
         name: table.c[name] + statement.excluded[name] if name in add else statement.excluded[name]

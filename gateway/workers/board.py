@@ -9,8 +9,6 @@ from pathlib import Path
 
 import msgspec
 
-from gateway.settings import Settings
-
 MAX_SLOTS = 129
 """Slot 0 is the control process. Each worker has two: its successor starts in the other one before it retires."""
 
@@ -153,19 +151,6 @@ class RunFolder:
     def control(self) -> Path:
         """The socket on which the control process takes orders."""
         return self.path / "control.sock"
-
-    @property
-    def settings(self) -> Path:
-        """The settings of the server, for its processes."""
-        return self.path / "settings.json"
-
-    def write_settings(self, settings: Settings) -> None:
-        """Leave the settings for the processes."""
-        self.settings.write_bytes(msgspec.json.encode(settings, enc_hook=str))
-
-    def read_settings(self) -> Settings:
-        """What `write_settings` left."""
-        return msgspec.json.decode(self.settings.read_bytes(), type=Settings, dec_hook=lambda kind, value: kind(value))
 
     @property
     def deaths(self) -> Path:

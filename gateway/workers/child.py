@@ -1,13 +1,15 @@
-"""Child: one process under supervision. Pure bookkeeping about when to start, wait for and give up a process."""
+"""Child: one process under supervision. Bookkeeping about when to fork, wait for and give up a process."""
 
 from __future__ import annotations
 
 import math
+import os
 import random
 import signal
-import subprocess
-import sys
+import socket
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 BACKOFF_S = 0.2
 MAX_BACKOFF_S = 30.0
@@ -25,9 +27,37 @@ STARTUP_FAILURE = 3
 """The exit code of a process that cannot start at all."""
 
 
+class Forked:
+    """A process that this one has forked, by its `pid`."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self._code: int | None = None
+
+    def poll(self) -> int | None:
+        """Its exit code, or minus the signal that ended it; None while it lives."""
+        if self._code is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self._code = os.waitstatus_to_exitcode(status) if pid else None
+        return self._code
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal. One that has ended keeps its pid until `poll` has told, so no other process gets it."""
+        if self._code is None:
+            os.kill(self.pid, number)
+
+
+class Born(BaseException):
+    """Raised in a new process, out of the calls of the supervisor that it was forked from: it is `child` now."""
+
+    def __init__(self, child: Child) -> None:
+        super().__init__(child.name)
+        self.child = child
+
+
 @dataclass(slots=True)
 class Child:
-    """One slot and the process in it. Times are monotonic seconds.
+    """One slot and the process in it. Times are monotonic seconds. `main`: what such a process runs, given its Place.
 
     `was_up`: a process in it has shown a sign of life. `renewing`: it was told to end, and the slot starts
     another one. `retired_at`: it was told to end, and its successor is in another slot. `asked_at`: it asked for one.
@@ -35,9 +65,9 @@ class Child:
 
     slot: int
     name: str
-    module: str
-    listener: int
-    process: subprocess.Popen[bytes] | None = None
+    main: Callable[[Any], Any]
+    listener: socket.socket
+    process: Forked | None = None
     started_at: float = 0.0
     start_at: float = 0.0
     failures: int = 0
@@ -54,14 +84,16 @@ class Child:
         """True while there is a process."""
         return self.process is not None
 
-    def start(self, lifeline: int, data: str, now: float) -> int:
-        """Start a process in this slot; returns its pid."""
-        command = [sys.executable, "-m", self.module, str(self.slot), str(self.listener), str(lifeline), data]
-        self.process = subprocess.Popen(command, pass_fds=(self.listener, lifeline))
+    def start(self, now: float) -> int:
+        """Fork a process into this slot; returns its pid. Raises Born in that process."""
+        pid = os.fork()
+        if not pid:
+            raise Born(self)
+        self.process = Forked(pid)
         self.started_at = now
         self.aborted_at = None
         self.renewing = False
-        return self.process.pid
+        return pid
 
     def reap(self, now: float) -> int | None:
         """The exit code when the process has ended, and the time of its next start; None while it lives."""

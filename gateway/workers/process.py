@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import errno
 import faulthandler
 import logging
@@ -10,25 +11,21 @@ import math
 import os
 import signal
 import socket
-import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import msgspec
 import uvicorn
 import uvloop
 from starlette.applications import Starlette
 
 from gateway.errors import SettingError
-from gateway.http import fast, selftest
+from gateway.http import fast
 from gateway.settings import Settings
 from gateway.state import Gateway
-from gateway.telemetry import logs
 from gateway.workers.board import Board, RunFolder
 from gateway.workers.child import STARTUP_FAILURE
 
@@ -44,6 +41,8 @@ LATE_S = 0.1
 AT_ONCE = 64
 """Connections that are accepted at one wake-up."""
 
+_SET_NAME = 15  # prctl(PR_SET_NAME)
+
 SLACK = 2
 """Connections by which workers may differ before that happens."""
 
@@ -58,15 +57,6 @@ class Place:
     folder: RunFolder
     board: Board
     settings: Settings
-
-    @classmethod
-    def from_arguments(cls, arguments: list[str]) -> Place:
-        """Read what `arguments_for` wrote."""
-        slot, listener, lifeline, data = arguments
-        folder = RunFolder(Path(data))
-        sock = socket.socket(fileno=int(listener))
-        sock.setblocking(False)
-        return cls(int(slot), sock, int(lifeline), folder, Board(folder.board), folder.read_settings())
 
 
 class Acceptor:
@@ -251,21 +241,13 @@ def watch_lifeline(lifeline: int, ended: Callable[[], None]) -> None:
     loop.add_reader(lifeline, readable)
 
 
-def run(main: Callable[[Place], Any], arguments: list[str]) -> int:
+def run(main: Callable[[Place], Any], place: Place) -> int:
     """The life of one process: `main` is a coroutine function that takes its Place. Returns the exit code."""
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGHUP})
-    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    _name(f"headgate-{place.slot}")
     # Ctrl+C reaches the whole group; the supervisor says what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    logs.configure("info")
-    try:
-        place = Place.from_arguments(arguments)
-    except (OSError, ValueError, msgspec.DecodeError) as error:
-        log.critical("cannot start", extra={"event": "cannot-start", "reason": str(error)})
-        return STARTUP_FAILURE
-    logs.configure(place.settings.log_level)
-    if not selftest.check():
-        return STARTUP_FAILURE
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGHUP})
     with (
         open(place.folder.crash(place.slot), "w") as crash,
         asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
@@ -285,6 +267,6 @@ def run(main: Callable[[Place], Any], arguments: list[str]) -> int:
     return 0
 
 
-def entry(main: Callable[[Place], Any]) -> None:
-    """Run a process module."""
-    raise SystemExit(run(main, sys.argv[1:]))
+def _name(name: str) -> None:
+    """Call the main thread so for `top` and `ps -o comm`: a forked process has the command line of its parent."""
+    ctypes.CDLL(None).prctl(_SET_NAME, name.encode())

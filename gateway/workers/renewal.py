@@ -62,7 +62,7 @@ class Renewal:
                 old.renew()
             elif old.retired_at is None:
                 self._old = old
-                self._new = Child(successor_slot(old.slot, self._workers), old.name, old.module, old.listener)
+                self._new = Child(successor_slot(old.slot, self._workers), old.name, old.main, old.listener)
                 # It is none of the server's first processes: where it cannot start, the server goes on.
                 self._new.was_up = True
                 self._children.append(self._new)

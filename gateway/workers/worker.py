@@ -20,7 +20,7 @@ from gateway.workers.board import RunFolder, successor_slot, worker_slots
 from gateway.workers.follower import Failure, Follower
 from gateway.workers.memory import MemoryGuard
 from gateway.workers.notes import Notes
-from gateway.workers.process import TICK_S, Place, Server, entry, watch_lifeline
+from gateway.workers.process import TICK_S, Place, Server, watch_lifeline
 
 log = logging.getLogger("headgate.worker")
 
@@ -191,7 +191,3 @@ async def _beat(place: Place, server: Server, guard: MemoryGuard, counters: Coun
             place.board.wear(place.slot)
         place.board.beat(place.slot, time.monotonic_ns(), server.connections())
         await asyncio.sleep(TICK_S)
-
-
-if __name__ == "__main__":
-    entry(main)

@@ -13,7 +13,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from gateway.journal import archive
+from gateway.journal import archive, shelves
 from gateway.journal.columns import source_of
 from gateway.journal.keep import JournalRule, KeepRule
 from gateway.journal.reader import Damaged, Locator, Record, Segment
@@ -226,7 +226,7 @@ def test_a_file_without_its_inputs_still_finds_its_predictions(tmp_path: Path) -
     gateway = Gateway(tmp_path, with_rules(PLAIN))
     gateway.send([[document(x=normal(5, 3))]])
     moved(tmp_path, gateway.close())
-    (place,) = archive.places(tmp_path / "archive")
+    (place,) = shelves.places(tmp_path / "archive")
     before = pd.read_parquet(place.path)
     archive.strip(place.path)
     after = pd.read_parquet(place.path)
@@ -251,7 +251,7 @@ def test_a_segment_with_a_flipped_bit_is_not_archived(tmp_path: Path) -> None:
     segment.path.write_bytes(data)
     with pytest.raises(Damaged, match="rows 0 to 63 do not fit their checksum"):
         archive.write(Segment.open(segment.path), tmp_path / "archive")
-    assert archive.places(tmp_path / "archive") == []
+    assert shelves.places(tmp_path / "archive") == []
     assert list((tmp_path / "archive").rglob("*.parquet*")) == []
 
 
@@ -268,20 +268,20 @@ def test_an_archive_that_is_not_what_was_written_is_noticed(tmp_path: Path, monk
     monkeypatch.setattr(archive, "_write", fewer)
     with pytest.raises(Damaged, match="is not what it should be"):
         archive.write(segment, tmp_path / "archive")
-    assert archive.places(tmp_path / "archive") == []
+    assert shelves.places(tmp_path / "archive") == []
 
 
 def test_the_same_date_leads_from_an_id_to_its_file(tmp_path: Path) -> None:
     prefix = "0190a5f0-1234-8abc-9def-0123"
-    assert archive.opened_ns(prefix) == 0x0190A5F01234 * 1_000_000
-    assert archive.date_of(prefix) == "2024-07-12"
+    assert shelves.opened_ns(prefix) == 0x0190A5F01234 * 1_000_000
+    assert shelves.date_of(prefix) == "2024-07-12"
     model = "a.b_c-d"
-    path = archive.path_of(tmp_path, model, 3, prefix)
+    path = shelves.path_of(tmp_path, model, 3, prefix)
     path.parent.mkdir(parents=True)
     path.touch()
-    assert archive.find(tmp_path, prefix) == path
-    assert archive.places(tmp_path) == [archive.Place(path, model, 3, prefix)]
-    assert archive.places(tmp_path, model, 3) == archive.places(tmp_path)
-    assert archive.places(tmp_path, model, 4) == []
+    assert shelves.find(tmp_path, prefix) == path
+    assert shelves.places(tmp_path) == [shelves.Place(path, model, 3, prefix)]
+    assert shelves.places(tmp_path, model, 3) == shelves.places(tmp_path)
+    assert shelves.places(tmp_path, model, 4) == []
     shutil.rmtree(tmp_path / path.relative_to(tmp_path).parts[0])
-    assert archive.find(tmp_path, prefix) is None
+    assert shelves.find(tmp_path, prefix) is None

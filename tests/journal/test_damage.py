@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from gateway.control.chores import recover_journal
-from gateway.journal import archive, recovery, segment
+from gateway.journal import recovery, segment, shelves
 from gateway.journal.frames import MAGIC, Frame, scan
 from gateway.journal.keeper import Keeper
 from gateway.journal.reader import Damaged, Locator, Segment, segments
@@ -200,7 +200,7 @@ def test_damage_is_counted_once_whoever_finds_it_first(left: Left, where: str, s
 
 def left_ns(left: Left) -> int:
     """Two days after a segment was opened."""
-    return archive.opened_ns(left.path.stem) + 2 * 86_400 * 10**9
+    return shelves.opened_ns(left.path.stem) + 2 * 86_400 * 10**9
 
 
 def test_a_flipped_bit_in_a_row_is_told_and_the_segment_is_kept_as_it_is(left: Left) -> None:

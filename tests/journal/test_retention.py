@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.journal import archive
 from gateway.journal import segment as segment_module
+from gateway.journal import shelves
 from gateway.journal.keeper import Keeper
 from gateway.journal.reader import Locator, Segment
 from gateway.journal.retention import DAY_NS, Action, File, Kind, Rest, Rules, Verb, decide
@@ -165,7 +165,7 @@ def test_the_keeper_moves_segments_to_the_archive_and_every_prediction_stays_fin
     locator = Locator(tmp_path)
     assert locator.find(name).where == "segment"  # type: ignore[union-attr]
     read: set[str] = set()
-    opened_ns = archive.opened_ns(segment.spec.prefix)
+    opened_ns = shelves.opened_ns(segment.spec.prefix)
     now = [opened_ns]
     settings = Settings(data=tmp_path, journal_inputs_days=2, journal_rows_days=5)
     keeper = Keeper(settings, read.__contains__, lambda: now[0])
@@ -287,7 +287,7 @@ def test_a_full_archive_sheds_inputs_then_rows_and_stays_readable(tmp_path: Path
     keeper.step()
     keeper.step()
     held = keeper.step().held
-    places = archive.places(tmp_path / "archive")
+    places = shelves.places(tmp_path / "archive")
     assert len(places) == 4
     one = held["full"] // 4
     keeper._rules = keeper._rules._replace(disk_bytes=int(one * 2.5))
@@ -299,7 +299,7 @@ def test_a_full_archive_sheds_inputs_then_rows_and_stays_readable(tmp_path: Path
     bare = keeper.step().held["bare"]
     keeper._rules = keeper._rules._replace(rows_disk_bytes=int(bare * 0.7))
     assert keeper.step().done == {"delete": 1}
-    assert [place.prefix for place in archive.places(tmp_path / "archive")] == [each.prefix for each in places[1:]]
+    assert [place.prefix for place in shelves.places(tmp_path / "archive")] == [each.prefix for each in places[1:]]
 
 
 def test_a_step_ends_when_it_is_told_to(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from gateway.journal import archive
+from gateway.journal import shelves
 from gateway.journal.keeper import Keeper
 from gateway.journal.reader import segments
 from gateway.settings import Settings
@@ -138,7 +138,7 @@ def test_a_backfill_over_archive_and_segments_has_the_counts_of_a_service_to_the
     watching.step()
     backfill, watcher = filled(data, baseline)
     (service,) = watching.watchers.values()
-    assert list((data / archive.FOLDER).rglob("*.parquet"))
+    assert list((data / shelves.FOLDER).rglob("*.parquet"))
     assert segments(data / "journal")
     assert watcher.counted().to_bytes() == service.counted().to_bytes()
     assert watcher.loose == service.loose

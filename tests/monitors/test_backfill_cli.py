@@ -16,7 +16,7 @@ import pytest
 
 from gateway import cli
 from gateway.control.monitoring import subject
-from gateway.journal import archive
+from gateway.journal import archive, shelves
 from gateway.journal.cli import SystemClock
 from gateway.journal.keeper import Keeper
 from gateway.models.manifest import MANIFEST, MODEL, entry_for, read_manifest
@@ -194,7 +194,7 @@ def test_rows_without_inputs_and_damaged_files_are_named_and_not_counted(
     for _ in range(3):
         place.serve(20)
     place.archive()
-    bare, broken, whole = archive.places(place.data / archive.FOLDER)
+    bare, broken, whole = shelves.places(place.data / shelves.FOLDER)
     archive.strip(bare.path)
     broken.path.write_bytes(b"no table")
     assert place.backfill("--json") == 0

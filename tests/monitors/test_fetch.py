@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gateway.journal import archive
+from gateway.journal import archive, shelves
 from gateway.journal.reader import Locator, Segment
 from gateway.ledger.reading import Ledger
 from monitors.fetch import Fetcher, Said, columns_of
@@ -40,7 +40,7 @@ def test_scores_and_features_of_every_row_are_the_same_before_and_after_archivin
     assert [before[each][0] for each in wanted if each[0] != failed] == [[0.75], [0.125], [0.25], [0.5]]  # type: ignore[index]
     assert before[failed, 0] == "the prediction failed"
     segment.finish()
-    archive.write(Segment.open(segment.path), tmp_path / archive.FOLDER)
+    archive.write(Segment.open(segment.path), tmp_path / shelves.FOLDER)
     segment.path.unlink()
     assert values(Fetcher(tmp_path, Locator(tmp_path)).fetch(TASK, wanted, names)) == before
 
@@ -81,7 +81,7 @@ def test_a_version_that_gets_no_more_rows_still_gets_its_labels_and_one_that_is_
     watched.step()
     watched.service.checkpoint()
     watched.segment.finish()
-    archive.write(Segment.open(watched.segment.path), watched.rig.data / archive.FOLDER)
+    archive.write(Segment.open(watched.segment.path), watched.rig.data / shelves.FOLDER)
     watched.segment.path.unlink()
     watched.rig.put(True, prediction_id=two)
     watched.rig.step()

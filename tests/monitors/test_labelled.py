@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gateway.journal import archive
+from gateway.journal import archive, shelves
 from gateway.journal.reader import Segment as Reading
 from gateway.ledger.reading import LedgerUnavailable
 from monitors.alarms import Alarm
@@ -191,13 +191,13 @@ def test_labels_of_an_archived_segment_are_joined_and_taken_out_again_when_even_
     watched.step()
     watched.segment.finish()
     path = watched.segment.path
-    target = archive.write(Reading.open(path), watched.rig.data / archive.FOLDER)
+    target = archive.write(Reading.open(path), watched.rig.data / shelves.FOLDER)
     path.unlink()
     watched.segment = open_segment(watched.rig.data)
     first = {name: watched.rig.put(True, prediction_id=name) for name in names}
     watched.step()
     watched.check(dict.fromkeys(names, True))
-    archive.remove(target.path, watched.rig.data / archive.FOLDER)
+    archive.remove(target.path, watched.rig.data / shelves.FOLDER)
     watched.rig.clock.sleep(60)
     for name in names[:10]:
         watched.rig.put(False, prediction_id=name, supersedes=first[name])

@@ -16,7 +16,7 @@ from gateway.cli import main
 from gateway.feedback.event import Event, IdClock
 from gateway.feedback.log import Log
 from gateway.feedback.rules import FeedbackRule
-from gateway.journal import archive
+from gateway.journal import archive, shelves
 from gateway.journal.keeper import Keeper
 from gateway.journal.reader import Segment, segments
 from gateway.ledger import dialect
@@ -373,7 +373,7 @@ def test_rows_that_cannot_be_run_are_counted_by_reason(tmp_path: Path, capsys: p
     for segment in shop.close():
         archive.write(segment, shop.data / "archive")
         segment.path.unlink()
-    places = archive.places(shop.data / "archive")
+    places = shelves.places(shop.data / "archive")
     stripped = next(place for place in places if place.version == 1)
     archive.strip(stripped.path)
     (shop.models / "m" / "2" / "model.onnx").unlink()
@@ -395,7 +395,7 @@ def test_damage_in_the_journal_and_in_the_archive_is_told(tmp_path: Path, capsys
     one.path.write_bytes(data)
     archive.write(two, shop.data / "archive")
     two.path.unlink()
-    (place,) = archive.places(shop.data / "archive")
+    (place,) = shelves.places(shop.data / "archive")
     data = bytearray(place.path.read_bytes())
     data[len(data) // 2] ^= 4
     place.path.write_bytes(data)
