@@ -109,9 +109,8 @@ class Supervisor:
             if listener is not child.listener:
                 listener.close()
         child.listener.setblocking(False)
-        board = Board(self._folder.board)
-        place = process.Place(child.slot, child.listener, self._lifeline_read, self._folder, board, self._settings)
-        return process.run(child.main, place)
+        where = (child.slot, child.listener, self._lifeline_read, self._folder, self._board, self._settings)
+        return process.run(child.main, process.Place(*where))
 
     def _start(self, now: float) -> None:
         for child in self._children:

@@ -1,7 +1,7 @@
-"""Quarantine: a version is tried in a child process first, under limits of memory and time.
+"""Quarantine: a version is tried in a process of its own first, under limits of memory and time.
 
-A file that crashes a parser, hangs or eats memory ends the child; the process that asked gets a sentence.
-The job goes in and the report comes out as JSON, over pipes.
+A file that crashes a parser, hangs or eats memory ends that process; the one that asked gets a sentence.
+The job goes in and the report comes out as JSON, over a socket.
 """
 
 from __future__ import annotations
@@ -9,9 +9,12 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
+import time
+from contextlib import closing
 
 import msgspec
 
@@ -19,6 +22,11 @@ from gateway.errors import LoadRejected, LoadUnavailable
 from gateway.models.options import SessionOptions
 from gateway.types import Contract
 
+IDLE_S = 10.0
+"""How long a nursery is kept after a trial, for the next one."""
+
+_KILLED = "the process that tried it was killed from outside"
+_SHUTTING_DOWN = "the server is shutting down"
 _OUT_OF_MEMORY = re.compile("std::bad_alloc|(failed to|cannot) allocate memory|MemoryError", re.IGNORECASE)
 
 
@@ -66,65 +74,127 @@ class Verdict(msgspec.Struct, frozen=True):
     refused: str = ""
 
 
+class Ended(msgspec.Struct, frozen=True):
+    """How a trial ended: exit code or minus its signal, its verdict as JSON, the last it wrote to standard error."""
+
+    code: int
+    verdict: bytes
+    said: bytes
+
+
 class Quarantine:
-    """The children that are trying versions now. Any thread may call; `close` ends the children of all threads."""
+    """Tries versions in processes that a nursery forks. Any thread may call; `close` ends the trials of all threads.
+
+    The nursery lives while there are trials and `IDLE_S` longer: versions that come together share it.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._children: set[subprocess.Popen[bytes]] = set()
+        self._trials: set[socket.socket] = set()
+        self._nursery: tuple[socket.socket, subprocess.Popen[bytes]] | None = None
+        self._idle: threading.Timer | None = None
         self._closed = False
 
     def try_version(self, job: Job, timeout_s: float) -> Report:
-        """Try a version in a child process and wait for its report.
+        """Try a version in a process of its own and wait for its report.
 
         Raises LoadRejected where the version is at fault, LoadUnavailable where it ran out of time or could not be
         tried.
         """
-        child = self._start()
-        try:
-            with child:
-                try:
-                    out, err = child.communicate(msgspec.json.encode(job), timeout_s)
-                except subprocess.TimeoutExpired:
-                    child.kill()
-                    child.communicate()
-                    message = f"it was not ready within {timeout_s:g} s in quarantine"
-                    raise LoadUnavailable(message, retry_after_s=10) from None
-        finally:
-            with self._lock:
-                self._children.discard(child)
-        return _read(child.returncode, out, err, job)
+        ours, theirs = socket.socketpair()
+        with ours:
+            with theirs:
+                self._begin(ours, theirs)
+            try:
+                answer = _ask(ours, msgspec.json.encode(job), time.monotonic() + timeout_s)
+            except TimeoutError:
+                message = f"it was not ready within {timeout_s:g} s in quarantine"
+                raise LoadUnavailable(message, retry_after_s=10) from None
+            finally:
+                self._end(ours)
+        if not answer:
+            raise LoadUnavailable(_SHUTTING_DOWN if self._closed else _KILLED, retry_after_s=10)
+        return _read(msgspec.json.decode(answer, type=Ended), job)
 
     def close(self) -> None:
-        """End the children that run, and start no more."""
+        """End the trials that run, and start no more."""
         with self._lock:
             self._closed = True
-            for child in self._children:
-                child.kill()
+            for trial in self._trials:
+                trial.shutdown(socket.SHUT_RDWR)
+        self._close_nursery()
 
-    def _start(self) -> subprocess.Popen[bytes]:
+    def _begin(self, ours: socket.socket, theirs: socket.socket) -> None:
         with self._lock:
             if self._closed:
-                raise LoadUnavailable("the server is shutting down")
+                raise LoadUnavailable(_SHUTTING_DOWN)
+            self._stay()
+            self._trials.add(ours)
             try:
-                child = subprocess.Popen(
-                    [sys.executable, "-m", "gateway.models.trial"],
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.PIPE,
-                    start_new_session=True,
-                    env=_environment(),
-                )
+                try:
+                    nursery = self._nursery or self._start()
+                    socket.send_fds(nursery[0], [b"t"], [theirs.fileno()])
+                except (BrokenPipeError, ConnectionResetError):
+                    # Somebody has killed it since.
+                    self._forget()
+                    socket.send_fds(self._start()[0], [b"t"], [theirs.fileno()])
             except OSError as error:
+                self._trials.discard(ours)
                 message = f"no process could be started to try it ({error.strerror})"
                 raise LoadUnavailable(message, retry_after_s=10) from None
-            self._children.add(child)
-            return child
+
+    def _end(self, ours: socket.socket) -> None:
+        with self._lock:
+            self._trials.discard(ours)
+            if not self._trials and not self._closed:
+                self._idle = threading.Timer(IDLE_S, self._close_nursery)
+                self._idle.daemon = True
+                self._idle.start()
+
+    def _close_nursery(self) -> None:
+        with self._lock:
+            if not self._trials or self._closed:
+                self._stay()
+                self._forget()
+
+    def _stay(self) -> None:
+        if self._idle is not None:
+            self._idle.cancel()
+            self._idle = None
+
+    def _start(self) -> tuple[socket.socket, subprocess.Popen[bytes]]:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            command = [sys.executable, "-m", "gateway.models.nursery"]
+            process = subprocess.Popen(command, stdin=theirs.fileno(), start_new_session=True, env=_environment())
+        self._nursery = ours, process
+        return self._nursery
+
+    def _forget(self) -> None:
+        if self._nursery is not None:
+            ours, process = self._nursery
+            self._nursery = None
+            ours.close()  # which ends it
+            process.wait()
 
 
 def try_version(job: Job, timeout_s: float) -> Report:
     """As Quarantine.try_version, for one version alone."""
-    return Quarantine().try_version(job, timeout_s)
+    with closing(Quarantine()) as quarantine:
+        return quarantine.try_version(job, timeout_s)
+
+
+def _ask(trial: socket.socket, job: bytes, deadline_s: float) -> bytes:
+    """Send a job and wait for all of the answer. Raises TimeoutError."""
+    trial.sendall(job + b"\n")
+    pieces: list[bytes] = []
+    while not pieces or pieces[-1]:
+        trial.settimeout(max(1e-3, deadline_s - time.monotonic()))
+        try:
+            pieces.append(trial.recv(1 << 16))
+        except ConnectionResetError:
+            return b""
+    return b"".join(pieces)
 
 
 def is_out_of_memory(text: str) -> bool:
@@ -139,18 +209,18 @@ def _environment() -> dict[str, str]:
     return {"PATH": os.defpath, "LC_ALL": "C.UTF-8", "PYTHONPATH": path, **kept}
 
 
-def _read(returncode: int, out: bytes, err: bytes, job: Job) -> Report:
-    said = err.decode(errors="replace").strip()[-2000:]
+def _read(ended: Ended, job: Job) -> Report:
+    said, returncode = ended.said.decode(errors="replace").strip()[-2000:], ended.code
     if returncode == -signal.SIGKILL:
         # A model cannot do this to itself: the kernel was short of memory, or somebody ended the trial.
-        raise LoadUnavailable("the process that tried it was killed from outside", retry_after_s=10)
+        raise LoadUnavailable(_KILLED, retry_after_s=10)
     if returncode != 0 and is_out_of_memory(said):
         raise LoadRejected(_memory_sentence(job))
     if returncode < 0:
         name = signal.Signals(-returncode).name
         raise LoadRejected(f"the model crashed the process that tried it ({name})")
     try:
-        verdict = msgspec.json.decode(out, type=Verdict)
+        verdict = msgspec.json.decode(ended.verdict, type=Verdict)
     except msgspec.DecodeError:
         said = said.rpartition("\n")[2][:200]
         raise LoadRejected(f"the process that tried it ended with code {returncode}: {said}") from None

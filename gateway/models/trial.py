@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import resource
-import signal
-import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -26,7 +23,6 @@ from gateway.oip.datatypes import DATATYPES
 from gateway.types import Array, Contract, TensorSpec
 
 BATCH_ROWS = 4
-_PARENT_DEATH_SIGNAL = 1  # prctl(PR_SET_PDEATHSIG)
 RTOL, ATOL = 1e-4, 1e-5
 """How far row i of a batch may be from row i alone: kernels may sum in another order for another batch size."""
 
@@ -210,10 +206,6 @@ def resident_bytes() -> int:
     return pages * 4096
 
 
-def _die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL)
-
-
 def _data_bytes() -> int:
     """Private writable memory of this process, which RLIMIT_DATA limits."""
     with open("/proc/self/status", encoding="ascii", errors="replace") as file:
@@ -235,25 +227,19 @@ def _limit_memory(job: Job) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (allowed, allowed))
 
 
-def main() -> int:
-    """The child: limits first, then one job from standard input, one verdict on standard output."""
-    _die_with_parent()
+def main(job: bytes, verdict: int) -> int:
+    """The child: limits first, then one job as JSON, and its verdict to a descriptor; returns the exit code."""
     os.nice(10)
-    verdicts = os.dup(1)
-    os.dup2(2, 1)  # whatever a library prints must not mix with the verdict
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-    job = msgspec.json.decode(sys.stdin.buffer.read(), type=Job)
-    _limit_memory(job)
+    told = msgspec.json.decode(job, type=Job)
+    _limit_memory(told)
     try:
-        verdict = Verdict(report=attempt(job))
+        answer = Verdict(report=attempt(told))
     except MemoryError:
-        verdict = Verdict(refused="MemoryError")
+        answer = Verdict(refused="MemoryError")
     except HeadgateError as error:
-        verdict = Verdict(refused=error.message)
-    os.write(verdicts, msgspec.json.encode(verdict))
+        answer = Verdict(refused=error.message)
+    with open(verdict, "wb", buffering=0) as pipe:
+        pipe.write(msgspec.json.encode(answer))
     return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -16,7 +16,8 @@ from gateway.server import KILL_AFTER_S
 from tests.faults.watch import Crowd, Totals, is_running, logged, nothing_in_flight, ports_of, total
 from tests.hostile.wire import Connection, infer_request
 from tests.onnx_models import constant_answer, put
-from tests.server.watching import ROW, family
+from tests.processes import family
+from tests.server.watching import ROW
 from tests.servers import Server
 
 pytestmark = pytest.mark.faults

@@ -74,15 +74,16 @@ def test_where_processes_cannot_start_any_more_the_old_ones_stay_and_the_others_
     pair: Pair, tmp_path: Path
 ) -> None:
     """
-    1. What a process reads at its start is taken away. 2. SIGHUP. 3. A worker is killed. 4. It is put back.
+    1. Folders lie where new processes put their counters. 2. SIGHUP. 3. A worker is killed. 4. They go.
     Result: the renewal stops and every worker stays; the killed one is tried again after growing pauses; the other
     one answers everything; in the end both serve.
     """
     server = pair("--data", str(tmp_path / "kept"))
-    settings = RunFolder(tmp_path / "kept").settings
-    text = settings.read_bytes()
+    counters = [RunFolder(tmp_path / "kept").counters(slot) for slot in (1, 3)]
     with Crowd(server, clients=4) as crowd:
-        settings.unlink()
+        for path in counters:
+            path.unlink(missing_ok=True)
+            path.mkdir()
         before = [server.pid(role) for role in ("worker 1", "worker 2", "control")]
         server.process.send_signal(signal.SIGHUP)
         server.wait_for(lambda: logged(server, "renewal-stopped"), 20, "the renewal stops")
@@ -97,7 +98,8 @@ def test_where_processes_cannot_start_any_more_the_old_ones_stay_and_the_others_
 
         server.wait_for(lambda: len(tries()) >= 5, 30, "it was tried five times")
         crowd.goes_on()
-        settings.write_bytes(text)
+        for path in counters:
+            path.rmdir()
         started = tries()
         pauses = [later - earlier for earlier, later in zip(started, started[1:], strict=False)]
         assert pauses[-1] > 0.6

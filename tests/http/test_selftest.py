@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ast
+import json
 import logging
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +23,6 @@ from gateway import doctor
 from gateway.http import connection, fast, selftest
 from gateway.workers.child import STARTUP_FAILURE
 from tests.onnx_models import identity, put
-from tests.servers import Server
 
 ATTRIBUTES = [
     *((HttpToolsProtocol, name) for name in selftest.CONNECTION),
@@ -245,22 +247,21 @@ def test_the_doctor_says_what_moved() -> None:
 def test_a_server_on_another_uvicorn_does_not_start_and_says_why(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """1. Every worker finds a uvicorn that does not tell the application of a lost connection.
-    Result: the server ends by itself with the code for that, and the log names the method.
+    """1. It finds a uvicorn that does not tell the application of a lost connection.
+    Result: the server ends by itself with the code for that before it says where it serves, and names the method.
     """
     (tmp_path / "sitecustomize.py").write_text(
         "import sys\n"
-        "if 'gateway.workers.worker' in sys.orig_argv:\n"
+        "if 'serve' in sys.orig_argv:\n"
         "    from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol\n"
         "    HttpToolsProtocol.connection_lost = lambda self, exc: None\n"
     )
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
     put(tmp_path / "models", "echo", 1, identity())
-    server = Server(tmp_path / "models", tmp_path / "server", "--quiet-s", "0", wait=False)
-    try:
-        assert server.process.wait(90) == STARTUP_FAILURE
-        reasons = [line["reason"] for line in server.log() if line["event"] == "selftest-failed"]
-        assert len(reasons) == 1
-        assert "connection_lost" in reasons[0]
-    finally:
-        server.stop()
+    command = [sys.executable, "-m", "gateway", "serve", "--port", "0", "--admin-port", "0"]
+    command += ["--models", str(tmp_path / "models"), "--data", str(tmp_path / "data")]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=90)
+    assert (ran.returncode, ran.stdout) == (STARTUP_FAILURE, "")
+    lines = map(json.loads, ran.stderr.splitlines())
+    (reason,) = [line["reason"] for line in lines if line["event"] == "selftest-failed"]
+    assert "connection_lost" in reason

@@ -29,6 +29,7 @@ from gateway.models.trial import resident_bytes
 from gateway.telemetry.counters import VersionCounters
 from tests.models import bad_models, crafted
 from tests.onnx_models import build, constant_answer, identity
+from tests.processes import is_alive, nurseries, parent_of, trials
 
 TINY = Path(__file__).parents[2] / "examples" / "tiny"
 ENDLESS = 1 << 62
@@ -51,8 +52,12 @@ def put(tmp_path: Path, model: bytes, golden: Any = None) -> Path:
     return folder
 
 
+QUARANTINE = Quarantine()
+"""The tests share a nursery."""
+
+
 def attempt(folder: Path, timeout_s: float = 30, **options: Any) -> Report:
-    return Quarantine().try_version(job_for(folder, **options), timeout_s)
+    return QUARANTINE.try_version(job_for(folder, **options), timeout_s)
 
 
 def refusal(folder: Path, timeout_s: float = 30, kind: type[HeadgateError] = LoadRejected, **options: Any) -> str:
@@ -66,27 +71,6 @@ def refusal(folder: Path, timeout_s: float = 30, kind: type[HeadgateError] = Loa
     return message
 
 
-def children() -> list[int]:
-    """The child processes of this one, zombies included."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-            if parent == os.getpid():
-                found.append(int(entry.name))
-    return found
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
 def wait_for(reached: Callable[[], Any], timeout_s: float = 20) -> Any:
     deadline = time.monotonic() + timeout_s
     while not (found := reached()):
@@ -95,12 +79,21 @@ def wait_for(reached: Callable[[], Any], timeout_s: float = 20) -> Any:
     return found
 
 
-@pytest.fixture(autouse=True)
-def _no_child_and_no_descriptor_is_left() -> Iterator[None]:
-    before, files = set(children()), len(os.listdir("/proc/self/fd"))
+@pytest.fixture(autouse=True, scope="module")
+def _the_nursery_ends_with_the_tests() -> Iterator[None]:
+    attempt(TINY / "1")
     yield
-    assert set(children()) <= before
-    assert len(os.listdir("/proc/self/fd")) <= files
+    QUARANTINE.close()
+    wait_for(lambda: not nurseries(os.getpid()))
+
+
+@pytest.fixture(autouse=True)
+def _no_trial_and_no_descriptor_is_left() -> Iterator[None]:
+    # One that was told to end, or was idle for long, may be gone.
+    before, files = nurseries(os.getpid()), len(os.listdir("/proc/self/fd"))
+    yield
+    wait_for(lambda: len(nurseries(os.getpid())) <= max(1, len(before)))
+    wait_for(lambda: len(os.listdir("/proc/self/fd")) <= files)
 
 
 # A version that passes
@@ -190,27 +183,37 @@ def test_a_model_may_take_what_it_is_allowed_and_not_more(tmp_path: Path) -> Non
     assert "twice its file and 64 MiB" in refusal(folder, memory_bytes=64 * MIB)
 
 
+class Trying:
+    """A version that is tried in a thread, because its trial does not end by itself."""
+
+    def __init__(self, quarantine: Quarantine, folder: Path) -> None:
+        self.errors: list[HeadgateError] = []
+        self._thread = threading.Thread(target=self._work, args=(quarantine, folder))
+        self._thread.start()
+
+    def _work(self, quarantine: Quarantine, folder: Path) -> None:
+        try:
+            quarantine.try_version(job_for(folder), 60)
+        except HeadgateError as error:
+            self.errors.append(error)
+
+    def ends(self) -> HeadgateError:
+        self._thread.join(20)
+        assert not self._thread.is_alive()
+        (error,) = self.errors
+        return error
+
+
 @pytest.mark.faults
-def test_the_child_knows_no_secrets_and_a_kill_from_outside_is_tried_again(
+def test_a_trial_knows_no_secrets_and_holds_nothing_of_who_asked_for_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("HEADGATE_ADMIN_KEY", "AWS_SECRET_ACCESS_KEY", "HOME", "SSH_AUTH_SOCK"):
         monkeypatch.setenv(name, "very-secret")
-    folder = put(tmp_path, crafted.looping(ENDLESS))
-    known = set(children())
-    outcome: list[HeadgateError] = []
-
-    def work() -> None:
-        try:
-            attempt(folder)
-        except HeadgateError as error:
-            outcome.append(error)
-
-    thread = threading.Thread(target=work)
-    thread.start()
+    quarantine = Quarantine()
+    trying = Trying(quarantine, put(tmp_path, crafted.looping(ENDLESS)))
     try:
-        (child,) = wait_for(lambda: set(children()) - known)
-        wait_for(lambda: b"gateway.models.trial" in Path(f"/proc/{child}/cmdline").read_bytes())
+        (child,) = wait_for(lambda: trials(os.getpid()))
         pairs = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
         assert {pair.partition(b"=")[0] for pair in pairs if pair} <= {
             b"PATH",
@@ -218,37 +221,55 @@ def test_the_child_knows_no_secrets_and_a_kill_from_outside_is_tried_again(
             b"PYTHONPATH",
             b"LD_LIBRARY_PATH",
         }
-        assert not any(b"very-secret" in pair for pair in pairs)
-        assert os.getsid(child) == child
+        wait_for(lambda: os.getsid(child) == child)
+        # Nothing to read but emptiness, two pipes of its warden, and its own model while it is being read.
+        held = wait_for(lambda: descriptors(child) if len(descriptors(child)) <= 4 else None)
+        assert held.pop("0") == "/dev/null"
+        assert held.pop("1") == held.pop("2")
+        assert [target.partition(":")[0] for target in held.values()] == ["pipe"]
     finally:
-        os.kill(child, signal.SIGKILL)
-        thread.join(20)
-    assert isinstance(outcome[0], LoadUnavailable)
-    assert outcome[0].message == "the process that tried it was killed from outside"
+        quarantine.close()
+    assert trying.ends().message == "the server is shutting down"
+
+
+def descriptors(pid: int) -> dict[str, str]:
+    """What the descriptors of a process lead to."""
+    folder = Path(f"/proc/{pid}/fd")
+    return {name: os.readlink(folder / name) for name in os.listdir(folder)}
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("victim", ["trial", "warden", "nursery"])
+def test_a_trial_that_is_killed_from_outside_is_tried_again(tmp_path: Path, victim: str) -> None:
+    quarantine = Quarantine()
+    trying = Trying(quarantine, put(tmp_path, crafted.looping(ENDLESS)))
+    try:
+        (child,) = wait_for(lambda: trials(os.getpid()))
+        warden = parent_of(child)
+        killed = {"trial": child, "warden": warden, "nursery": parent_of(warden)}[victim]
+        os.kill(killed, signal.SIGKILL)
+        wait_for(lambda: not is_alive(killed))
+        if victim != "nursery":
+            error = trying.ends()
+            assert isinstance(error, LoadUnavailable)
+            assert error.message == "the process that tried it was killed from outside"
+            wait_for(lambda: not is_alive(child))
+        # The trial of a dead nursery goes on, and the next one has another.
+        assert quarantine.try_version(job_for(TINY / "1"), 30).verified
+    finally:
+        quarantine.close()
+    wait_for(lambda: not is_alive(child))
 
 
 @pytest.mark.faults
 def test_closing_ends_the_trials_of_all_threads_and_lets_no_new_one_begin(tmp_path: Path) -> None:
     folder = put(tmp_path, crafted.looping(ENDLESS))
     quarantine = Quarantine()
-    known = set(children())
-    outcomes: list[HeadgateError] = []
-
-    def work() -> None:
-        try:
-            quarantine.try_version(job_for(folder), 60)
-        except HeadgateError as error:
-            outcomes.append(error)
-
-    threads = [threading.Thread(target=work) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    wait_for(lambda: len(set(children()) - known) == 2)
+    attempts = [Trying(quarantine, folder) for _ in range(2)]
+    wait_for(lambda: len(trials(os.getpid())) == 2)
     quarantine.close()
-    for thread in threads:
-        thread.join(5)
-        assert not thread.is_alive()
-    assert [type(error) for error in outcomes] == [LoadUnavailable, LoadUnavailable]
+    assert [type(each.ends()) for each in attempts] == [LoadUnavailable, LoadUnavailable]
+    wait_for(lambda: not trials(os.getpid()))
     with pytest.raises(LoadUnavailable, match="shutting down"):
         quarantine.try_version(job_for(folder), 60)
 
@@ -263,12 +284,32 @@ def test_a_trial_does_not_outlive_the_process_that_asked_for_it(tmp_path: Path) 
         "Quarantine().try_version(Job(sys.argv[1], 'm', 1, SessionOptions(), 1 << 20, 1 << 28, True), 60)\n"
     )
     with subprocess.Popen([sys.executable, "-c", program, str(folder)], cwd=Path(__file__).parents[2]) as parent:
-        listing = Path(f"/proc/{parent.pid}/task/{parent.pid}/children")
-        child = int(wait_for(lambda: listing.read_text().split())[0])
-        # Once it is niced it has also asked to die with its parent.
-        wait_for(lambda: os.getpriority(os.PRIO_PROCESS, child) > 0)
+        (child,) = wait_for(lambda: trials(parent.pid))
+        left = [child, *nurseries(parent.pid)]
         parent.kill()
-    wait_for(lambda: not is_alive(child), 5)
+    assert len(left) == 3
+    wait_for(lambda: not any(map(is_alive, left)))
+
+
+def test_versions_that_come_together_share_a_nursery_and_it_ends_when_no_more_come(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    quarantine, known = Quarantine(), set(nurseries(os.getpid()))
+
+    def nursery() -> int:
+        assert quarantine.try_version(job_for(TINY / "1"), 30).verified
+        (found,) = wait_for(lambda: new if len(new := set(nurseries(os.getpid())) - known) == 1 else None)
+        return int(found)
+
+    first = nursery()
+    monkeypatch.setattr("gateway.models.quarantine.IDLE_S", 0.01)
+    assert quarantine.try_version(job_for(TINY / "1"), 30).verified
+    wait_for(lambda: not is_alive(first))
+    monkeypatch.undo()
+    second = nursery()
+    assert nursery() == second != first
+    quarantine.close()
+    assert not is_alive(second)
 
 
 # Files that are not what they should be

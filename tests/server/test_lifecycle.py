@@ -8,7 +8,9 @@ import shutil
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,8 @@ import pytest
 from gateway.models.package import add_version
 from tests.models.crafted import as_slow_as_asked, looping, swelling
 from tests.onnx_models import constant_answer, put
-from tests.server.watching import ROW, SteadyClient, trials
+from tests.processes import trials
+from tests.server.watching import ROW, SteadyClient
 from tests.servers import Server
 
 Start = Callable[..., Server]
@@ -350,3 +353,34 @@ def test_a_server_that_is_told_to_end_during_a_load_does_not_wait_for_it(tmp_pat
     assert server.stop(timeout_s=20) == 0
     assert time.monotonic() - began < 15, "nearer to the drain time than to at once"
     assert not is_running(trial)
+
+
+def test_each_process_has_its_name_and_only_its_socket_and_the_supervisor_has_one_thread(
+    slow: Path, start_server: Callable[..., Server]
+) -> None:
+    """Of a fork: what the supervisor holds alone must not live on in the others, and no thread may be lost by it."""
+    server = start_server(slow)
+    supervisor = server.process.pid
+    assert len(os.listdir(f"/proc/{supervisor}/task")) == 1
+    listeners = []
+    for role, name in (("control", "headgate-0"), ("worker 1", "headgate-1")):
+        pid = server.pid(role)
+        assert Path(f"/proc/{pid}/comm").read_text() == name + "\n"
+        shared = Counter(held(supervisor)) & Counter(held(pid))
+        (listener,) = [each for each in shared if each.startswith("socket:")]
+        # Of the pipe that ends with the supervisor it has one end.
+        kinds = [Path(each).name.partition(":")[0] for each in shared.elements()]
+        assert sorted(kinds) == ["board", "pipe", "socket"]
+        assert not any(each.endswith("/lock") for each in held(pid))
+        listeners.append(listener)
+    assert len(set(listeners)) == 2
+
+
+def held(pid: int) -> list[str]:
+    """What the descriptors of a process lead to, but for input, output and error."""
+    folder = Path(f"/proc/{pid}/fd")
+    found = []
+    for name in os.listdir(folder):
+        with suppress(FileNotFoundError):
+            found += [os.readlink(folder / name)] if int(name) > 2 else []
+    return found

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
+from tests.processes import family
 from tests.servers import Server
 
 ROW = {"inputs": [{"name": "x", "shape": [1, 4], "datatype": "FP32", "data": [1, 2, 3, 4]}]}
@@ -73,38 +74,6 @@ class SteadyClient:
             self.failures.append(repr(error))
         finally:
             connection.close()
-
-
-def family(pid: int) -> list[int]:
-    """A process and everything that descends from it, but for trials, which come and go."""
-    parents: dict[int, int] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-    found = [pid]
-    for known in found:
-        found += [child for child, parent in parents.items() if parent == known and not is_trial(child)]
-    return found
-
-
-def is_trial(pid: int) -> bool:
-    """Whether a process tries a version in quarantine."""
-    try:
-        return b"gateway.models.trial" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
-def trials(pid: int) -> list[int]:
-    """The trials that this process and its descendants run now."""
-    found = []
-    for member in family(pid):
-        for task in Path(f"/proc/{member}/task").iterdir():
-            found += [int(child) for child in (task / "children").read_text().split() if is_trial(int(child))]
-    return found
 
 
 class Holding(NamedTuple):

@@ -85,8 +85,8 @@ def test_every_worker_has_two_slots_that_are_no_one_elses(workers: int, data: st
 def test_every_file_of_a_slot_is_its_own(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     each = [make(slot) for slot in (1, 2, 11) for make in (folder.notes, folder.crash, folder.counters, folder.status)]
-    shared = [folder.board, folder.plan, folder.control, folder.settings, folder.deaths]
-    assert len({*each, *shared}) == 17
+    shared = [folder.board, folder.plan, folder.control, folder.deaths]
+    assert len({*each, *shared}) == 16
     assert {path.parent for path in (*each, *shared)} == {folder.path}
 
 

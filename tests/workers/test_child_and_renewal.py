@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
-import subprocess
-import sys
+import socket
 import time
 from pathlib import Path
 
 import pytest
 
 from gateway.workers.board import Board, successor_slot
-from gateway.workers.child import ABORT_S, BACKOFF_S, MAX_BACKOFF_S, STABLE_S, Child
+from gateway.workers.child import ABORT_S, BACKOFF_S, MAX_BACKOFF_S, STABLE_S, Born, Child
 from gateway.workers.renewal import Renewal
+
+LISTENER = socket.socket()
 
 
 class Steady(random.Random):
@@ -39,7 +41,7 @@ class FakeProcess:
 
 
 def child(slot: int = 1) -> Child:
-    return Child(slot, "worker 1", "no.module", 0, noise=Steady())
+    return Child(slot, "worker 1", print, LISTENER, noise=Steady())
 
 
 def run_once(each: Child, started_at: float, ended_at: float, code: int = 1) -> None:
@@ -74,7 +76,7 @@ def test_a_process_that_lived_long_is_replaced_at_once_again() -> None:
 def test_pauses_differ_so_that_processes_do_not_start_in_step() -> None:
     starts = set()
     for seed in range(20):
-        each = Child(1, "w", "m", 0, noise=random.Random(seed))
+        each = Child(1, "w", print, LISTENER, noise=random.Random(seed))
         run_once(each, 0, 1)
         run_once(each, 1, 2)
         starts.add(each.start_at)
@@ -113,9 +115,16 @@ def test_only_a_crash_is_a_process_s_own_doing(code: int, cause: str) -> None:
     assert child().cause(code) == cause
 
 
-def test_a_real_process_is_started_signalled_and_reaped() -> None:
+def test_a_real_process_is_born_signalled_and_reaped() -> None:
     each = child()
-    each.process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    try:
+        pid = each.start(0.0)
+    except Born as born:
+        if born.child is each:
+            time.sleep(60)
+        os._exit(1)
+    assert each.process is not None
+    assert each.process.pid == pid
     assert each.reap(0.0) is None
     each.send(signal.SIGKILL)
     deadline = time.monotonic() + 10
@@ -132,7 +141,7 @@ class Rig:
     def __init__(self, folder: Path, workers: int) -> None:
         self.board = Board(folder / "board")
         self.workers = workers
-        self.children = [Child(slot, f"slot {slot}", "m", 0) for slot in range(workers + 1)]
+        self.children = [Child(slot, f"slot {slot}", print, LISTENER) for slot in range(workers + 1)]
         self.now = 0.0
         for each in self.children:
             self.start(each, self.now)
