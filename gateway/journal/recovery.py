@@ -15,7 +15,7 @@ from gateway.journal.extents import Extent, checksum
 from gateway.journal.frames import MAGIC, Torn
 from gateway.journal.reader import Damaged, Segment, segments
 from gateway.journal.schema import EXTENT, Control, SegmentSpec
-from gateway.journal.segment import boot_id, is_orphan, map_columns, shrink
+from gateway.journal.segment import boot_id, is_orphan, map_columns, shrink, sweep
 from gateway.types import Array
 
 DAMAGED_SUFFIX = ".damaged"
@@ -49,8 +49,7 @@ def recover(folder: Path) -> list[Recovered]:
             continue
     for scratch in (*folder.glob(".*.new"), *folder.glob(".*.shrinking")):
         with suppress(FileNotFoundError):  # it has its name now
-            if is_orphan(scratch):
-                scratch.unlink()
+            sweep(scratch)
     return found
 
 

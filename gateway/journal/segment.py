@@ -228,15 +228,26 @@ def is_orphan(path: Path) -> bool:
     return True
 
 
+def sweep(scratch: Path) -> None:
+    """Remove a file whose writer died before it had its name. Under its lock: who makes it sees that it went."""
+    descriptor = os.open(scratch, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        scratch.unlink()
+    except BlockingIOError:
+        pass
+    finally:
+        os.close(descriptor)
+
+
 def _create(path: Path, spec: SegmentSpec) -> tuple[mmap.mmap, int]:
     """A file with its header and its whole size on the disk, under its name only when that is done.
 
     Returns its memory, and a descriptor that is locked: the lock tells others that somebody writes it.
     """
     scratch = path.with_name(f".{path.name}.new")
-    descriptor = os.open(scratch, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o640)
+    descriptor = _open_locked(scratch)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
         # A hole in a mapped file that the disk has no room for would end the process with SIGBUS.
         os.posix_fallocate(descriptor, 0, spec.size)
         buffer = mmap.mmap(descriptor, spec.size)
@@ -248,3 +259,13 @@ def _create(path: Path, spec: SegmentSpec) -> tuple[mmap.mmap, int]:
         os.unlink(scratch)
         raise
     return buffer, descriptor
+
+
+def _open_locked(scratch: Path) -> int:
+    """A new file, locked. One that was swept away before its lock was taken is made anew."""
+    while True:
+        descriptor = os.open(scratch, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o640)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if os.fstat(descriptor).st_nlink:
+            return descriptor
+        os.close(descriptor)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 from collections import Counter
@@ -256,3 +257,30 @@ def test_a_smaller_file_that_is_being_made_is_left_alone(tmp_path: Path, monkeyp
     world.pipeline.close()
     assert [len(each) for each in seen] == [1]
     assert len(world.records()) == 1
+
+
+@pytest.mark.parametrize("moment", ["before its lock", "after its lock"])
+def test_a_segment_that_is_just_being_made_is_not_swept_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """The control process looks for what dead workers left, and a worker makes a file: it may not have its lock yet."""
+    lock, looks = fcntl.flock, []
+
+    def locked(descriptor: int, operation: int) -> None:
+        if operation == fcntl.LOCK_EX and not looks:
+            looks.append(moment)
+            if moment == "before its lock":
+                recovery.recover(tmp_path / "journal")
+            lock(descriptor, operation)
+            if moment == "after its lock":
+                recovery.recover(tmp_path / "journal")
+        else:
+            lock(descriptor, operation)
+
+    monkeypatch.setattr("gateway.journal.segment.fcntl.flock", locked)
+    world = World(tmp_path, with_rule(FIXED))
+    after(world, numbers((1, 2)))
+    assert looks == [moment]
+    assert len(world.records()) == 1
+    assert list((tmp_path / "journal").glob(".*")) == []
+    world.pipeline.close()

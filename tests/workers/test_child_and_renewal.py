@@ -16,6 +16,7 @@ from gateway.workers.child import ABORT_S, BACKOFF_S, MAX_BACKOFF_S, STABLE_S, B
 from gateway.workers.renewal import Renewal
 
 LISTENER = socket.socket()
+LISTENER.close()
 
 
 class Steady(random.Random):
