@@ -90,5 +90,5 @@ def plods() -> bytes:
         helper.make_node("Loop", ["times", "", "start"], ["end"], body=body),
         helper.make_node("ReduceMax", ["end"], ["y"], keepdims=0),
     ]
-    constants = {"turn": np.zeros((384, 384), np.float32), "times": np.array(400, np.int64)}
+    constants = {"turn": np.zeros((384, 384), np.float32), "times": np.array(100, np.int64)}
     return build(nodes, [("x", TensorProto.FLOAT, (1,))], [("y", TensorProto.FLOAT, ())], constants)
