@@ -17,6 +17,7 @@ import shutil
 import signal
 import socket
 import time
+from contextlib import suppress
 from typing import Any
 
 from gateway import __version__, host
@@ -153,6 +154,16 @@ class Supervisor:
                 self._give_up(child, code, now)
             if child.retired_at is not None:
                 self._children.remove(child)
+        self._bury_orphans()
+
+    def _bury_orphans(self) -> None:
+        """Process 1 of a container inherits what others leave, such as the nursery of a killed control process."""
+        known = {child.process.pid for child in self._children if child.process is not None}
+        with suppress(ChildProcessError):
+            while info := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+                if info.si_pid in known:  # its turn comes
+                    break
+                os.waitpid(info.si_pid, 0)
 
     def _note_death(self, child: Child, code: int, crash: Crash | None, now: float) -> tuple[Culprit, ...]:
         """Leave word to the control process of what a worker did when it crashed."""

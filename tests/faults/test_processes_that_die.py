@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import socket
+import subprocess
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,13 +19,14 @@ from gateway.server import KILL_AFTER_S
 from tests.faults.watch import Crowd, Totals, is_running, logged, nothing_in_flight, ports_of, total
 from tests.hostile.wire import Connection, infer_request
 from tests.onnx_models import constant_answer, put
-from tests.processes import family
+from tests.processes import descendants, family, is_alive, nurseries
 from tests.server.watching import ROW
 from tests.servers import Server
 
 pytestmark = pytest.mark.faults
 
 Pair = Callable[..., Server]
+SET_CHILD_SUBREAPER = 36  # prctl
 LATE_S = 20.0
 """What is allowed where two seconds are meant: the machine may be busy with other tests. `python -m loadtests.faults`
 holds the two seconds on one that is not."""
@@ -214,3 +218,31 @@ def test_a_server_with_a_worker_that_hangs_ends_in_bounded_time_and_says_that_it
     assert server.stop(timeout_s=1 + KILL_AFTER_S + LATE_S) != 0
     print(f"\nended after {time.monotonic() - began:.2f} s")
     assert {line["exit_code"] for line in logged(server, "process-ended", role="worker 1")} == {-9}, server.log()[-9:]
+
+
+def test_a_supervisor_that_inherits_orphans_buries_them(
+    models: Path, pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    1. A server is the reaper of its descendants, as process 1 of a container is. 2. Its control process is killed
+       while it has a nursery. Result: the nursery ends, and no zombie stays.
+    """
+    library, popen = ctypes.CDLL(None), subprocess.Popen
+    # It stays with a process that becomes another program, and is not passed on.
+    reaper = partial(popen, preexec_fn=lambda: library.prctl(SET_CHILD_SUBREAPER, 1))
+    monkeypatch.setattr("tests.servers.subprocess.Popen", reaper)
+    server = pair()
+    monkeypatch.undo()
+    put(models, "new", 1, constant_answer(1))
+    (nursery, *_) = wait_for_nurseries(server)
+    os.kill(server.pid("control"), signal.SIGKILL)
+    server.wait_for(lambda: not Path(f"/proc/{nursery}").exists(), 10, "the nursery is buried")
+    server.wait_for(lambda: all(map(is_alive, descendants(server.process.pid))), 10, "no zombie is left")
+    assert server.stop() == 0
+
+
+def wait_for_nurseries(server: Server) -> list[int]:
+    """The nurseries of a server, once it has one."""
+    found: list[int] = []
+    server.wait_for(lambda: found.extend(nurseries(server.process.pid)) or found, 10, "a nursery")
+    return found
