@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -470,14 +471,16 @@ def test_without_a_manifest_a_version_is_unverified_or_where_one_is_required_ref
     files = Source(tmp_path, 0).scan()["m"].versions[1]
     with pytest.raises(LoadRejected, match=r"no manifest\.json, which require_manifest demands"):
         loader(require_manifest=True).check("m", files, ModelConfig())
-    assert not loader().check("m", files, ModelConfig()).verified
+    with closing(loader()) as lenient:
+        assert not lenient.check("m", files, ModelConfig()).verified
 
 
 def test_a_file_that_is_swapped_after_its_trial_is_not_loaded(tmp_path: Path) -> None:
     folder = put(tmp_path, constant_answer(1))
     files = Source(tmp_path, 0).scan()["m"].versions[1]
-    report = loader().check("m", files, ModelConfig())
-    assert loader().load("m", files, ModelConfig(), report, VersionCounters()).version == 1
-    (folder / "model.onnx").write_bytes(constant_answer(2))
-    with pytest.raises(LoadRejected, match=r"model\.onnx changed between quarantine and loading"):
-        loader().load("m", files, ModelConfig(), report, VersionCounters())
+    with closing(loader()) as one:
+        report = one.check("m", files, ModelConfig())
+        assert one.load("m", files, ModelConfig(), report, VersionCounters()).version == 1
+        (folder / "model.onnx").write_bytes(constant_answer(2))
+        with pytest.raises(LoadRejected, match=r"model\.onnx changed between quarantine and loading"):
+            one.load("m", files, ModelConfig(), report, VersionCounters())
