@@ -26,7 +26,7 @@ from gateway.errors import SettingError
 from gateway.http import selftest
 from gateway.settings import Settings
 from gateway.telemetry import logs
-from gateway.workers import notes, process, worker
+from gateway.workers import bell, notes, process, worker
 from gateway.workers.board import Board, RunFolder
 from gateway.workers.child import STARTUP_FAILURE, Born, Child
 from gateway.workers.notes import Crash, Culprit, Death, Notes
@@ -35,7 +35,9 @@ from gateway.workers.renewal import Renewal
 log = logging.getLogger("headgate.supervisor")
 
 BACKLOG = 1024
-TICK_S = 0.1
+TICK_S = 0.25
+"""How often the supervisor looks at signs of life. The end of a process wakes it."""
+
 START_S = 60.0
 """How long a process may take until its first sign of life."""
 
@@ -83,6 +85,7 @@ class Supervisor:
     def run(self) -> int:
         """Supervise until told to stop; returns the exit code."""
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        bell.mute()
         while True:
             now = time.monotonic()
             self._reap(now)
@@ -173,6 +176,7 @@ class Supervisor:
         culprits = Notes(self._folder.notes(child.slot)).culprits(crash.thread if crash is not None else None)
         if culprits:
             notes.append(self._folder.deaths, Death(now, child.slot, cause, culprits))
+            bell.ring(self._board.pid(0))
         return culprits
 
     def _give_up(self, child: Child, code: int, now: float) -> None:

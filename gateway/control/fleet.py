@@ -28,6 +28,7 @@ from gateway.models.table import ModelTable, ServingTable
 from gateway.routing import plan as plans
 from gateway.routing.plan import Plan, PlannedModel, PlannedStatus, PlannedVersion
 from gateway.telemetry.counters import VersionCounters
+from gateway.workers import bell
 from gateway.workers.board import Board, RunFolder, WorkerStatus, worker_slots
 from gateway.workers.notes import VersionKey
 
@@ -146,6 +147,8 @@ class Fleet:
         self.plan = msgspec.structs.replace(candidate, generation=self.plan.generation + 1)
         plans.write(self._folder.plan, self.plan)
         self._board.generation = self.plan.generation
+        for slot in self._slots:
+            bell.ring(self._board.pid(slot))
 
     # -- the workers
 

@@ -18,7 +18,8 @@ from gateway.models.repository import Repository
 from gateway.models.source import Source
 from gateway.models.wishes import WishBook
 from gateway.telemetry.store import CounterStore
-from gateway.workers.process import TICK_S, Place, Server, watch_lifeline
+from gateway.workers.bell import Bell
+from gateway.workers.process import Place, Server, to_tick, watch_lifeline
 from gateway.workers.worker import read_all
 
 log = logging.getLogger("headgate.control")
@@ -26,8 +27,8 @@ log = logging.getLogger("headgate.control")
 LOADS = 4
 """Versions of different models that are tried or loaded at once: a few that hang must not hold up the others."""
 
-JUDGE_S = 0.05
-"""How often the control process looks for crashes of workers."""
+JUDGE_S = 0.5
+"""How often the control process looks for crashes of workers unless the bell rings."""
 
 NICENESS = 5
 """The control process stands behind the workers when cores are short."""
@@ -97,10 +98,11 @@ def _take_over(manager: Manager, fleet: Fleet, counters: CounterStore) -> None:
 
 async def _judge(manager: Manager, fleet: Fleet) -> None:
     """Withdraw versions that crash workers, and have the others that did so looked at more closely."""
+    bell = Bell()
     while True:
         fleet.blame.look()
         if fleet.blame.is_calm:
-            await asyncio.sleep(JUDGE_S)
+            await bell.wait(to_tick(JUDGE_S))
             continue
         serving = [
             record.servable
@@ -112,7 +114,7 @@ async def _judge(manager: Manager, fleet: Fleet) -> None:
         withdraw(manager, guilty)
         if fleet.suspect(serving, time.monotonic()) or guilty:
             manager.step(time.monotonic())
-        await asyncio.sleep(JUDGE_S)
+        await bell.wait(to_tick(JUDGE_S))
 
 
 def _ended(task: asyncio.Task[None], server: Server) -> None:
@@ -128,4 +130,4 @@ async def _beat(place: Place, server: Server) -> None:
             server.acceptor.start()
         server.tick(time.monotonic())
         place.board.beat(place.slot, time.monotonic_ns(), server.connections())
-        await asyncio.sleep(TICK_S)
+        await asyncio.sleep(to_tick())

@@ -40,7 +40,9 @@ class Repository:
         try:
             while True:
                 self._manager.step(time.monotonic())
-                await asyncio.sleep(STEP_S if self._manager.is_working else IDLE_S)
+                # At multiples, as the process's other rhythms are: one wake-up does for all of them.
+                pause_s = STEP_S if self._manager.is_working else IDLE_S
+                await asyncio.sleep(pause_s - time.monotonic() % pause_s)
         finally:
             self._manager.close()
 

@@ -69,6 +69,11 @@ class Follower:
         return self.generation == self.plan.generation
 
     @property
+    def is_working(self) -> bool:
+        """True while versions are being loaded, wait to be tried again, or finish what they have taken."""
+        return bool(self._loading or self._draining or self.failed) or not self.is_current
+
+    @property
     def missing(self) -> dict[str, Failure]:
         """What should answer and does not, because it could not be loaded here."""
         wanted = self._wanted()

@@ -174,20 +174,32 @@ class Server(uvicorn.Server):
         self._listener = listener
         self._cap = cap
         self._stop_at = math.inf
+        self._over = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
         self.acceptor: Acceptor | None = None
         self.is_retiring: Callable[[], bool] = lambda: False
+        self.leave: Callable[[], None] = lambda: None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """See uvicorn; the acceptor is made here and started by its owner."""
+        self._loop = asyncio.get_running_loop()
         self.acceptor = Acceptor(self._listener, self._connection, self.connections, self._cap)
         self.servers = [self.acceptor]  # type: ignore[list-item]
         self.started = True
+
+    async def main_loop(self) -> None:
+        """See uvicorn, which looks ten times a second whether it is to end: every process of a server that idles."""
+        while not await self.on_tick(0):
+            with suppress(TimeoutError):
+                async with asyncio.timeout(to_tick()):
+                    await self._over.wait()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """See uvicorn, which tells only those connections to end that it knows when it begins: so wait for the last.
 
         One that nobody tells is served on for as long as its client likes, and the drain takes all of its time.
         """
+        self.leave()
         if self.acceptor is not None:
             self.acceptor.close()
             await self.acceptor.wait_closed()
@@ -208,26 +220,38 @@ class Server(uvicorn.Server):
             self.force_exit = True
             self.stop()
         elif self.is_retiring():
-            self.should_exit = True
+            self._end()
         else:
             self.gateway.draining = True
             self._stop_at = time.monotonic() + self.gateway.settings.grace_s
-            self.should_exit = not self.gateway.settings.grace_s
+            if not self.gateway.settings.grace_s:
+                self._end()
 
     def stop(self) -> None:
         """Finish what is in flight and end."""
         self.gateway.draining = True
+        self._end()
+
+    def _end(self) -> None:
+        # Also called for a signal, between any two steps of the loop.
         self.should_exit = True
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._over.set)
 
     def tick(self, now: float) -> None:
         """Set the coarse clock and end connections that take too long."""
         self.gateway.clock.now = now
         if now >= self._stop_at:
-            self.should_exit = True
+            self._end()
         self.gateway.pipeline.tick()
         for connection in list(self.server_state.connections):
             if isinstance(connection, fast.FastProtocol):
                 connection.check(now)
+
+
+def to_tick(period_s: float = TICK_S) -> float:
+    """Seconds to the next multiple of a period: what goes by it comes at one moment, and an idle process wakes once."""
+    return period_s - time.monotonic() % period_s
 
 
 def watch_lifeline(lifeline: int, ended: Callable[[], None]) -> None:

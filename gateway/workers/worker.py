@@ -16,11 +16,12 @@ from gateway.inference.pipeline import Pipeline
 from gateway.models.table import ServingTable
 from gateway.routing import plan as plans
 from gateway.telemetry.store import CounterStore, Snapshot
+from gateway.workers.bell import Bell
 from gateway.workers.board import RunFolder, successor_slot, worker_slots
 from gateway.workers.follower import Failure, Follower
 from gateway.workers.memory import MemoryGuard
 from gateway.workers.notes import Notes
-from gateway.workers.process import TICK_S, Place, Server, watch_lifeline
+from gateway.workers.process import Place, Server, to_tick, watch_lifeline
 
 log = logging.getLogger("headgate.worker")
 
@@ -28,7 +29,7 @@ STUCK_NS = 2_000_000_000
 """How long after the last deadline of its calls a run is given up."""
 
 FOLLOW_S = 0.02
-"""How often a worker looks whether the plan has changed."""
+"""How often a worker looks how far the versions are that it loads or lets go."""
 
 SILENT_NS = 1_000_000_000
 """After this time without a sign of life, four times what is between two, new connections are not left to a worker."""
@@ -56,6 +57,7 @@ async def main(place: Place) -> None:
     )
     server = Server(app.build(gateway), gateway, place.listener, host.connection_cap(host.open_files()) or 1 << 20)
     server.is_retiring = lambda: place.board.is_retiring(place.slot)
+    server.leave = lambda: place.board.acknowledge(place.slot, follower.generation, ready=False)
     watch_lifeline(place.lifeline, server.stop)
     limit = host.worker_memory(
         host.memory(), state.worker_count(place.settings), place.settings.max_worker_memory_bytes
@@ -141,7 +143,7 @@ async def _follow(place: Place, follower: Follower, server: Server) -> None:
     def fewest() -> int | None:
         return board.fewest_connections(workers, time.monotonic_ns() - SILENT_NS)
 
-    serving = False
+    serving, bell = False, Bell()
     while not server.should_exit:
         changed = follower.step(board.generation, time.monotonic())
         acceptor = None if serving or not follower.is_current else server.acceptor
@@ -156,8 +158,7 @@ async def _follow(place: Place, follower: Follower, server: Server) -> None:
         if changed:
             plans.write(place.folder.status(place.slot), follower.status(pid))
             board.acknowledge(place.slot, follower.generation, ready=serving)
-        await asyncio.sleep(FOLLOW_S)
-    board.acknowledge(place.slot, follower.generation, ready=False)
+        await bell.wait(FOLLOW_S if follower.is_working or not serving else to_tick())
 
 
 def is_better_elsewhere(missing: Mapping[str, Failure], place: Place, count: int) -> bool:
@@ -190,4 +191,4 @@ async def _beat(place: Place, server: Server, guard: MemoryGuard, counters: Coun
             log.error("a run does not end", extra={"event": "run-stuck", "version": name})
             place.board.wear(place.slot)
         place.board.beat(place.slot, time.monotonic_ns(), server.connections())
-        await asyncio.sleep(TICK_S)
+        await asyncio.sleep(to_tick())
