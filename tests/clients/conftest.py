@@ -5,11 +5,13 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
+from tests.clients.triton import AioClient, SyncClient
 from tests.onnx_models import build, identity, put
 from tests.servers import Server
 
@@ -92,3 +94,11 @@ def plods() -> bytes:
     ]
     constants = {"turn": np.zeros((384, 384), np.float32), "times": np.array(100, np.int64)}
     return build(nodes, [("x", TensorProto.FLOAT, (1,))], [("y", TensorProto.FLOAT, ())], constants)
+
+
+@pytest.fixture(params=["sync", "aio"])
+def client(request: pytest.FixtureRequest, server: Server) -> Iterator[Any]:
+    """A client of the shared server; every test that takes it runs once with each of the two."""
+    opened = SyncClient(server.address) if request.param == "sync" else AioClient(server.address)
+    yield opened
+    opened.close()
