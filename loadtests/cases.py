@@ -94,7 +94,7 @@ CASES = (
     ),
     Case(
         "conv-binary", "conv", "binary", 8, "onnxruntime", hold=0.95, reach=0.98, bodies=16, batches=(1, 4, 8),
-        stretch=3,
+        stretch=8,
     ),
     Case("mlp-two-workers", "mlp", "json", 64, "one-worker", hold=1.4, reach=1.55),
     Case("journal-64", "tiny", "json", 64, "unjournaled", hold=0.97),

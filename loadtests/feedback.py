@@ -114,8 +114,8 @@ class Bench:
     def _cpu_s(self) -> tuple[float, float]:
         """CPU seconds so far: of the worker, and of the other processes of the server."""
         processes = self.server.processes()
-        workers = [pid for pid in processes if b"gateway.workers.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-        worker_s = sum(map(cpu_s, workers))
+        (worker,) = (pid for pid in processes if Path(f"/proc/{pid}/comm").read_text() == "headgate-1\n")
+        worker_s = cpu_s(worker)
         return worker_s, sum(map(cpu_s, processes)) - worker_s
 
     def _count(self) -> int:
