@@ -85,7 +85,6 @@ class Supervisor:
     def run(self) -> int:
         """Supervise until told to stop; returns the exit code."""
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-        bell.mute()
         while True:
             now = time.monotonic()
             self._reap(now)

@@ -47,7 +47,8 @@ def main() -> int:
             _, descriptors, _, _ = socket.recv_fds(asker, 1, 1)
             if not descriptors:
                 return 0
-            with socket.socket(fileno=descriptors[0]) as trial_asker:
+            # Who asks sees the end of the socket where there was no room for another process.
+            with socket.socket(fileno=descriptors[0]) as trial_asker, suppress(OSError):
                 if not os.fork():
                     asker.close()
                     _leave(partial(_guard, trial_asker))
@@ -58,7 +59,10 @@ def _guard(asker: socket.socket) -> int:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     job = asker.makefile("rb").readline()
     (verdicts, verdict), (complaints, complaint) = os.pipe(), os.pipe()
-    child = os.fork()
+    try:
+        child = os.fork()
+    except OSError:
+        return 1
     if not child:
         asker.close()
         os.dup2(complaint, 1)  # whatever a library prints must not mix with the verdict
@@ -68,7 +72,7 @@ def _guard(asker: socket.socket) -> int:
         _leave(partial(_try, job, verdict))
     os.close(verdict)
     os.close(complaint)
-    said = {verdicts: b"", complaints: b""}
+    said = {verdicts: bytearray(), complaints: bytearray()}
     with selectors.DefaultSelector() as selector:
         for descriptor in (verdicts, complaints, asker.fileno()):
             selector.register(descriptor, selectors.EVENT_READ)
@@ -83,12 +87,13 @@ def _guard(asker: socket.socket) -> int:
                     waiting.discard(key.fd)
                     selector.unregister(key.fd)
                 elif key.fd == complaints:
-                    said[complaints] = (said[complaints] + piece)[-MAX_SAID_BYTES:]
+                    said[complaints] += piece
+                    del said[complaints][:-MAX_SAID_BYTES]
                 elif len(said[verdicts]) < MAX_VERDICT_BYTES:
                     said[verdicts] += piece
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     with suppress(BrokenPipeError):  # it is not waited for any more
-        asker.sendall(msgspec.json.encode(Ended(code, said[verdicts], said[complaints])))
+        asker.sendall(msgspec.json.encode(Ended(code, bytes(said[verdicts]), bytes(said[complaints]))))
     return 0
 
 

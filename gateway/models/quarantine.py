@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 
 import msgspec
 
@@ -121,7 +121,8 @@ class Quarantine:
         with self._lock:
             self._closed = True
             for trial in self._trials:
-                trial.shutdown(socket.SHUT_RDWR)
+                with suppress(OSError):
+                    trial.shutdown(socket.SHUT_RDWR)
         self._close_nursery()
 
     def _begin(self, ours: socket.socket, theirs: socket.socket) -> None:
@@ -164,9 +165,13 @@ class Quarantine:
 
     def _start(self) -> tuple[socket.socket, subprocess.Popen[bytes]]:
         ours, theirs = socket.socketpair()
+        command = [sys.executable, "-m", "gateway.models.nursery"]
         with theirs:
-            command = [sys.executable, "-m", "gateway.models.nursery"]
-            process = subprocess.Popen(command, stdin=theirs.fileno(), start_new_session=True, env=_environment())
+            try:
+                process = subprocess.Popen(command, stdin=theirs.fileno(), start_new_session=True, env=_environment())
+            except OSError:
+                ours.close()
+                raise
         self._nursery = ours, process
         return self._nursery
 
@@ -174,7 +179,8 @@ class Quarantine:
         if self._nursery is not None:
             ours, process = self._nursery
             self._nursery = None
-            ours.close()  # which ends it
+            ours.close()
+            process.kill()  # which no trial that runs would notice
             process.wait()
 
 
@@ -185,15 +191,15 @@ def try_version(job: Job, timeout_s: float) -> Report:
 
 
 def _ask(trial: socket.socket, job: bytes, deadline_s: float) -> bytes:
-    """Send a job and wait for all of the answer. Raises TimeoutError."""
-    trial.sendall(job + b"\n")
+    """Send a job and wait for all of the answer; empty where nobody gives one. Raises TimeoutError."""
     pieces: list[bytes] = []
-    while not pieces or pieces[-1]:
-        trial.settimeout(max(1e-3, deadline_s - time.monotonic()))
-        try:
+    try:
+        trial.sendall(job + b"\n")
+        while not pieces or pieces[-1]:
+            trial.settimeout(max(1e-3, deadline_s - time.monotonic()))
             pieces.append(trial.recv(1 << 16))
-        except ConnectionResetError:
-            return b""
+    except (BrokenPipeError, ConnectionResetError):
+        return b""
     return b"".join(pieces)
 
 

@@ -1,7 +1,7 @@
 """The bell: how a process of a server is told that something has changed, so that nobody has to look all the time.
 
-What has changed is on the board and in the files. The bell is a signal, and a process that has just been born does not
-hear it yet: who waits for it looks now and then without it.
+What has changed is on the board and in the files. The bell is a signal that a process ignores unless it listens, as one
+does not that has just been born: who waits for it looks now and then without it.
 """
 
 from __future__ import annotations
@@ -11,18 +11,13 @@ import os
 import signal
 from contextlib import suppress
 
-SIGNAL = signal.SIGUSR1
-
-
-def mute() -> None:
-    """Ignore the bell in this process, and in those that it forks until they listen."""
-    signal.signal(SIGNAL, signal.SIG_IGN)
+SIGNAL = signal.SIGURG
 
 
 def ring(pid: int) -> None:
     """Ring at a process; 0 for none. One that has ended does not matter."""
     if pid:
-        with suppress(ProcessLookupError):
+        with suppress(ProcessLookupError, PermissionError):
             os.kill(pid, SIGNAL)
 
 
