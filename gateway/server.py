@@ -124,7 +124,12 @@ class Supervisor:
         self._folder.notes(child.slot).unlink(missing_ok=True)
         self._folder.crash(child.slot).unlink(missing_ok=True)
         self._board.clear(child.slot, 0)
-        pid = child.start(now)
+        try:
+            pid = child.start(now)
+        except OSError as error:
+            facts: dict[str, Any] = {"event": "process-not-started", "role": child.name, "reason": error.strerror}
+            log.error("process cannot be started", extra=facts)
+            return
         self._board.clear(child.slot, pid)
         facts = {"event": "process-started", "role": child.name, "pid": pid, "restarts": child.restarts}
         log.info("process started", extra=facts)

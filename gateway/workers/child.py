@@ -85,8 +85,16 @@ class Child:
         return self.process is not None
 
     def start(self, now: float) -> int:
-        """Fork a process into this slot; returns its pid. Raises Born in that process."""
-        pid = os.fork()
+        """Fork a process into this slot; returns its pid. Raises Born in that process.
+
+        Raises OSError where the system has no room for one; then it is for another time.
+        """
+        try:
+            pid = os.fork()
+        except OSError:
+            self.failures += 1
+            self._back_off(now)
+            raise
         if not pid:
             raise Born(self)
         self.process = Forked(pid)
@@ -107,11 +115,14 @@ class Child:
         if self.renewing:
             self.start_at = now
             return code
-        self.failures = 1 if now - self.started_at > STABLE_S else self.failures + 1
         # The first replacement comes at once; only a process that keeps dying waits.
+        self.failures = 1 if now - self.started_at > STABLE_S else self.failures + 1
+        self._back_off(now)
+        return code
+
+    def _back_off(self, now: float) -> None:
         pause = 0.0 if self.failures == 1 else min(MAX_BACKOFF_S, BACKOFF_S * 2 ** (self.failures - 2))
         self.start_at = now + pause * self.noise.uniform(0.8, 1.2)
-        return code
 
     def retire(self, now: float) -> None:
         """Let the process finish what it has taken; it is not started again."""

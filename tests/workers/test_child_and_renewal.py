@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import signal
@@ -11,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from gateway import settings
+from gateway.server import Supervisor
 from gateway.workers.board import Board, successor_slot
 from gateway.workers.child import ABORT_S, BACKOFF_S, MAX_BACKOFF_S, STABLE_S, Born, Child
 from gateway.workers.renewal import Renewal
@@ -220,3 +223,30 @@ def test_a_second_renewal_uses_the_slots_that_the_first_one_left(two: Rig) -> No
                 else:
                     two.serve(each.slot)
         assert {each.slot for each in two.children if each.slot} == expected
+
+
+def test_where_there_is_no_room_for_a_process_the_supervisor_goes_on_and_tries_again_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full() -> int:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    monkeypatch.setattr("gateway.workers.child.os.fork", full)
+    (tmp_path / "data" / "run").mkdir(parents=True)
+    chosen = settings.load({"models": str(tmp_path), "data": str(tmp_path / "data")}, {})
+    supervisor = Supervisor(chosen, 1, socket.socket(), socket.socket())
+    try:
+        for now in (0.0, 1.0, 2.0):
+            supervisor._start(now)
+        supervisor._start(2.0)
+        assert not any(each.is_alive for each in supervisor._children)
+        assert [each.failures for each in supervisor._children] == [3, 3]
+        assert all(2.0 + BACKOFF_S < each.start_at < 2.0 + 3 * BACKOFF_S for each in supervisor._children)
+        told = [record for record in caplog.records if vars(record).get("event") == "process-not-started"]
+        assert len(told) == 6
+        assert "unavailable" in vars(told[0])["reason"]
+    finally:
+        for listener in supervisor._sockets:
+            listener.close()
+        os.close(supervisor._lifeline_read)
+        os.close(supervisor._lifeline_write)
