@@ -9,8 +9,10 @@ PYTHON :=
 # The locks are complete, so --no-deps: nothing may come in that is not pinned by hash.
 INSTALL := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation
 LOCKED  := $(INSTALL) --require-hashes
-# Stealing gives each worker a run of neighbours, so that few servers that a file shares are started twice.
-PYTEST  := $(VENV)/bin/python -m pytest -n auto --dist worksteal
+# A third of the time a test waits for a process, so one more runs than there are cores. Stealing gives each a run of
+# neighbours, so that few servers that a file shares are started twice.
+JOBS    := $(shell echo $$(($$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN) + 1)))
+PYTEST  := $(VENV)/bin/python -m pytest -n $(JOBS) --dist worksteal
 
 # A test run starts hundreds of processes, which would each compile the package anew.
 unexport PYTHONDONTWRITEBYTECODE
