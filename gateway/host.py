@@ -2,7 +2,7 @@
 
 Every function reads files below `root`, so a test can hand it a made-up /proc and /sys/fs/cgroup. What cannot be read
 is None, never a guess. Linux only; elsewhere all is None, and `cores` takes what the operating system says. The last
-four functions ask the running system instead: a folder, a port, the clock, the environment as C sees it.
+five functions turn to the running system instead: a folder, a port, the clock, the environment as C sees it, a name.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from pathlib import Path, PurePosixPath
 
 ROOT = Path("/")
 _CGROUP = Path("sys/fs/cgroup")
+
+_SET_NAME = 15  # prctl(PR_SET_NAME)
 
 WORKERS_SHARE = 0.85
 """The share of the memory that the workers may have; the rest is for the control process and for quarantine."""
@@ -208,6 +210,14 @@ def c_variable(name: str) -> str | None:
     getenv.restype = ctypes.c_char_p
     value: bytes | None = getenv(name.encode())
     return None if value is None else value.decode(errors="replace")
+
+
+def set_name(name: str) -> None:
+    """Call this thread so for `top` and `ps -o comm`, where a forked process has the command line of its parent.
+
+    The first 15 bytes count.
+    """
+    ctypes.CDLL(None).prctl(_SET_NAME, name.encode())
 
 
 def _allowed(root: Path) -> frozenset[int]:

@@ -112,8 +112,9 @@ class Supervisor:
             if listener is not child.listener:
                 listener.close()
         child.listener.setblocking(False)
-        where = (child.slot, child.listener, self._lifeline_read, self._folder, self._board, self._settings)
-        return process.run(child.main, process.Place(*where))
+        lifeline = self._lifeline_read
+        place = process.Place(child.slot, child.listener, lifeline, self._folder, self._board, self._settings)
+        return process.run(child.main, place)
 
     def _start(self, now: float) -> None:
         for child in self._children:

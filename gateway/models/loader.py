@@ -11,6 +11,7 @@ from gateway.models.manifest import MODEL, Lineage, read_file, read_manifest, sh
 from gateway.models.options import SessionOptions
 from gateway.models.quarantine import Job, Quarantine, Report
 from gateway.models.servable import Servable
+from gateway.models.session import Session
 from gateway.models.source import VersionFiles
 from gateway.telemetry.counters import VersionCounters
 
@@ -84,9 +85,6 @@ class QuarantineLoader:
         self, model: str, files: VersionFiles, config: ModelConfig, report: Report, counters: VersionCounters
     ) -> Servable:
         """See Loader. The bytes that are loaded are hashed, so a file swapped after the trial is refused."""
-        # Here alone: the control process uses this class for quarantine, and has no need of onnxruntime.
-        from gateway.models.session import Session
-
         data = read_file(files.folder, MODEL, self._max_model_bytes)
         if sha256(data) != report.sha256:
             raise LoadRejected(f"{MODEL} changed between quarantine and loading")

@@ -18,10 +18,12 @@ import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from types import FrameType
 from typing import NoReturn
 
 import msgspec
 
+from gateway import host
 from gateway.models import trial
 from gateway.models.quarantine import Ended
 
@@ -32,14 +34,14 @@ MAX_VERDICT_BYTES = 64 << 20
 MAX_SAID_BYTES = 64 << 10
 """Of what a trial writes, the first so many bytes are read as its verdict and the last so many as its complaint."""
 
-_DEATH_SIGNAL, _SET_NAME = 1, 15  # prctl(PR_SET_PDEATHSIG), prctl(PR_SET_NAME)
+_DEATH_SIGNAL = 1  # prctl(PR_SET_PDEATHSIG)
 
 
 def main() -> int:
     """Fork a warden for every socket that comes over standard input, until that is closed."""
     gc.collect()
     gc.freeze()
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for wardens
+    signal.signal(signal.SIGCHLD, _reap)
     with socket.socket(fileno=os.dup(0)) as asker:
         with open(os.devnull) as nothing:
             os.dup2(nothing.fileno(), 0)
@@ -52,6 +54,13 @@ def main() -> int:
                 if not os.fork():
                     asker.close()
                     _leave(partial(_guard, trial_asker))
+
+
+def _reap(number: int, frame: FrameType | None) -> None:
+    """Take leave of wardens that have ended. Ignoring their signal would do that too, and lose the time they took."""
+    with suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
 
 
 def _guard(asker: socket.socket) -> int:
@@ -81,6 +90,7 @@ def _guard(asker: socket.socket) -> int:
             for key, _ in selector.select():
                 if key.fd == asker.fileno():
                     os.kill(child, signal.SIGKILL)
+                    os.waitpid(child, 0)
                     return 0
                 piece = os.read(key.fd, 1 << 16)
                 if not piece:
@@ -99,10 +109,9 @@ def _guard(asker: socket.socket) -> int:
 
 def _try(job: bytes, verdict: int) -> int:
     """The trial: in a session of its own, and not for longer than its warden."""
-    library = ctypes.CDLL(None)
     warden = os.getppid()
-    library.prctl(_DEATH_SIGNAL, signal.SIGKILL)
-    library.prctl(_SET_NAME, NAME.encode())
+    ctypes.CDLL(None).prctl(_DEATH_SIGNAL, signal.SIGKILL)
+    host.set_name(NAME)
     os.setsid()
     return trial.main(job, verdict) if os.getppid() == warden else 1
 

@@ -101,17 +101,14 @@ class Quarantine:
         Raises LoadRejected where the version is at fault, LoadUnavailable where it ran out of time or could not be
         tried.
         """
-        ours, theirs = socket.socketpair()
-        with ours:
-            with theirs:
-                self._begin(ours, theirs)
-            try:
-                answer = _ask(ours, msgspec.json.encode(job), time.monotonic() + timeout_s)
-            except TimeoutError:
-                message = f"it was not ready within {timeout_s:g} s in quarantine"
-                raise LoadUnavailable(message, retry_after_s=10) from None
-            finally:
-                self._end(ours)
+        try:
+            answer = self._answer(msgspec.json.encode(job), time.monotonic() + timeout_s)
+        except TimeoutError:
+            message = f"it was not ready within {timeout_s:g} s in quarantine"
+            raise LoadUnavailable(message, retry_after_s=10) from None
+        except OSError as error:
+            message = f"no process could be started to try it ({error.strerror})"
+            raise LoadUnavailable(message, retry_after_s=10) from None
         if not answer:
             raise LoadUnavailable(_SHUTTING_DOWN if self._closed else _KILLED, retry_after_s=10)
         return _read(msgspec.json.decode(answer, type=Ended), job)
@@ -125,24 +122,27 @@ class Quarantine:
                     trial.shutdown(socket.SHUT_RDWR)
         self._close_nursery()
 
+    def _answer(self, job: bytes, deadline_s: float) -> bytes:
+        """What a trial's warden says. Raises TimeoutError, another OSError where there is no process for it."""
+        ours, theirs = socket.socketpair()
+        with ours:
+            try:
+                with theirs:
+                    self._begin(ours, theirs)
+                return _ask(ours, job, deadline_s)
+            finally:
+                self._end(ours)
+
     def _begin(self, ours: socket.socket, theirs: socket.socket) -> None:
         with self._lock:
             if self._closed:
                 raise LoadUnavailable(_SHUTTING_DOWN)
             self._stay()
             self._trials.add(ours)
-            try:
-                try:
-                    nursery = self._nursery or self._start()
-                    socket.send_fds(nursery[0], [b"t"], [theirs.fileno()])
-                except (BrokenPipeError, ConnectionResetError):
-                    # Somebody has killed it since.
-                    self._forget()
-                    socket.send_fds(self._start()[0], [b"t"], [theirs.fileno()])
-            except OSError as error:
-                self._trials.discard(ours)
-                message = f"no process could be started to try it ({error.strerror})"
-                raise LoadUnavailable(message, retry_after_s=10) from None
+            if self._nursery is not None and self._nursery[1].poll() is not None:
+                self._forget()  # somebody has killed it
+            nursery, _ = self._nursery or self._start()
+            socket.send_fds(nursery, [b"t"], [theirs.fileno()])
 
     def _end(self, ours: socket.socket) -> None:
         with self._lock:

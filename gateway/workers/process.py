@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import errno
 import faulthandler
 import logging
@@ -22,6 +21,7 @@ import uvicorn
 import uvloop
 from starlette.applications import Starlette
 
+from gateway import host
 from gateway.errors import SettingError
 from gateway.http import fast
 from gateway.settings import Settings
@@ -40,8 +40,6 @@ LATE_S = 0.1
 
 AT_ONCE = 64
 """Connections that are accepted at one wake-up."""
-
-_SET_NAME = 15  # prctl(PR_SET_NAME)
 
 SLACK = 2
 """Connections by which workers may differ before that happens."""
@@ -267,7 +265,7 @@ def watch_lifeline(lifeline: int, ended: Callable[[], None]) -> None:
 
 def run(main: Callable[[Place], Any], place: Place) -> int:
     """The life of one process: `main` is a coroutine function that takes its Place. Returns the exit code."""
-    _name(f"headgate-{place.slot}")
+    host.set_name(f"headgate-{place.slot}")
     # Ctrl+C reaches the whole group; the supervisor says what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
@@ -289,8 +287,3 @@ def run(main: Callable[[Place], Any], place: Place) -> int:
         finally:
             faulthandler.disable()
     return 0
-
-
-def _name(name: str) -> None:
-    """Call the main thread so for `top` and `ps -o comm`: a forked process has the command line of its parent."""
-    ctypes.CDLL(None).prctl(_SET_NAME, name.encode())

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from gateway.server import KILL_AFTER_S
-from tests.faults.watch import Crowd, Totals, is_running, logged, nothing_in_flight, ports_of, total
+from tests.faults.watch import Crowd, Totals, logged, nothing_in_flight, ports_of, total
 from tests.hostile.wire import Connection, infer_request
 from tests.onnx_models import constant_answer, put
 from tests.processes import descendants, family, is_alive, nurseries
@@ -151,7 +151,7 @@ def test_without_the_supervisor_the_others_end_by_themselves_and_free_the_ports(
         server.process.kill()
         server.process.wait(10)
         began = time.monotonic()
-        while any(map(is_running, members)):
+        while any(map(is_alive, members)):
             assert time.monotonic() - began < 5 + LATE_S, "there are orphans"
             time.sleep(0.02)
         print(f"\nall had ended after {time.monotonic() - began:.2f} s")

@@ -16,10 +16,11 @@ import pytest
 from gateway.models.package import add_version
 from gateway.workers.board import RunFolder
 from gateway.workers.worker import PATIENT_TRIES
-from tests.faults.watch import Crowd, Totals, is_running, logged, nothing_in_flight, ports_of
+from tests.faults.watch import Crowd, Totals, logged, nothing_in_flight, ports_of
 from tests.hostile.wire import Connection, infer_request
 from tests.models.crafted import as_slow_as_asked
 from tests.onnx_models import constant_answer, put
+from tests.processes import is_alive
 from tests.server.watching import ROW
 from tests.servers import Server
 
@@ -51,7 +52,7 @@ def test_on_sighup_every_process_is_replaced_and_no_worker_ends_before_its_succe
             server.wait_for(lambda round_=round_: len(logged(server, "renewal-ends")) == round_, 20, "it is renewed")
             others = lambda before=before: not {server.pid(role) for role in roles} & set(before.values())  # noqa: E731
             server.wait_for(others, 10, "all processes are others")
-            assert not any(map(is_running, before.values()))
+            assert not any(map(is_alive, before.values()))
             version = round_ + 1
             put(models, "m", version, constant_answer(version))
             server.wait_for(
@@ -87,7 +88,7 @@ def test_where_processes_cannot_start_any_more_the_old_ones_stay_and_the_others_
         before = [server.pid(role) for role in ("worker 1", "worker 2", "control")]
         server.process.send_signal(signal.SIGHUP)
         server.wait_for(lambda: logged(server, "renewal-stopped"), 20, "the renewal stops")
-        assert all(map(is_running, before))
+        assert all(map(is_alive, before))
         crowd.goes_on()
 
         os.kill(before[0], signal.SIGKILL)
@@ -212,7 +213,7 @@ def test_a_worker_with_a_run_that_never_ends_is_replaced_after_its_deadline_and_
 
 def beats(server: Server) -> list[str]:
     """The workers that hold connections or could."""
-    return [role for role in ("worker 1", "worker 2") if is_running(server.pid(role))]
+    return [role for role in ("worker 1", "worker 2") if is_alive(server.pid(role))]
 
 
 def test_a_server_whose_first_processes_cannot_start_ends_with_code_3_and_says_why(

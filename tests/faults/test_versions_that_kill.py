@@ -51,8 +51,8 @@ def index(server: Server, model: str, version: int) -> tuple[str, str]:
 def crash(pid: int) -> bool:
     """Send SIGSEGV to the thread of a worker that computes beside the loop; False where none does right now."""
     for task in Path(f"/proc/{pid}/task").iterdir():
-        is_running = (task / "stat").read_text().rpartition(")")[2].split()[0] == "R"
-        if is_running and int(task.name) != pid:
+        is_alive = (task / "stat").read_text().rpartition(")")[2].split()[0] == "R"
+        if is_alive and int(task.name) != pid:
             return bool(ctypes.CDLL(None).tgkill(pid, int(task.name), int(signal.SIGSEGV)) == 0)
     return False
 

@@ -192,11 +192,3 @@ def ports_of(pid: int, server: Server) -> set[int]:
             found.add(int(fields[2].rpartition(":")[2], 16))
     # The socket that it listens on has nobody at its other end.
     return found - {0}
-
-
-def is_running(pid: int) -> bool:
-    """Whether there is a process of that number that is no zombie."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False

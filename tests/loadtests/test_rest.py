@@ -14,7 +14,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 
 @pytest.mark.faults
 def test_start_memory_and_rest_of_a_server_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Result: numbers that only a server can have, and its processes share memory."""
+    """Result: numbers that only a server can have, and a further worker takes little memory: most of it is shared."""
     monkeypatch.setattr(rest, "SETTLE_S", 0.5)
     write(tmp_path / "models", EXAMPLES, list(rest.MODELS))
     found = {}
@@ -24,4 +24,5 @@ def test_start_memory_and_rest_of_a_server_are_measured(tmp_path: Path, monkeypa
         assert 0.1 < found[workers].cpu_s < 60
         assert 0.1 < found[workers].ready_s < 120
         assert 0 <= found[workers].share < 2
-    assert 40 < found[1].mebibytes < found[3].mebibytes < 3 * found[1].mebibytes
+    assert 40 < found[1].mebibytes < found[3].mebibytes
+    assert (found[3].mebibytes - found[1].mebibytes) / 2 < 0.2 * found[1].mebibytes

@@ -5,12 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -23,35 +19,14 @@ from gateway.errors import HeadgateError, LoadRejected, LoadUnavailable
 from gateway.models.config import ModelConfig
 from gateway.models.loader import QuarantineLoader
 from gateway.models.manifest import sha256
-from gateway.models.options import SessionOptions
-from gateway.models.quarantine import Job, Quarantine, Report
+from gateway.models.quarantine import Quarantine, Report
 from gateway.models.source import Source
 from gateway.models.trial import resident_bytes
 from gateway.telemetry.counters import VersionCounters
 from tests.models import bad_models, crafted
+from tests.models.trying import ENDLESS, MIB, TINY, job_for, put, wait_for
 from tests.onnx_models import build, constant_answer, identity
-from tests.processes import is_alive, nurseries, parent_of, trials
-
-TINY = Path(__file__).parents[2] / "examples" / "tiny"
-ENDLESS = 1 << 62
-MIB = 1 << 20
-
-
-def job_for(folder: Path, *, memory_bytes: int = 256 * MIB, batching: bool = True) -> Job:
-    """A job for a version folder, under its model's name."""
-    version = int(folder.name)
-    return Job(str(folder), folder.parent.name, version, SessionOptions(), 64 * MIB, memory_bytes, batching)
-
-
-def put(tmp_path: Path, model: bytes, golden: Any = None) -> Path:
-    """A bare version folder."""
-    folder = tmp_path / "m" / "1"
-    folder.mkdir(parents=True)
-    (folder / "model.onnx").write_bytes(model)
-    if golden is not None:
-        (folder / "golden.json").write_text(json.dumps(golden))
-    return folder
-
+from tests.processes import nurseries
 
 QUARANTINE = Quarantine()
 """The tests share a nursery."""
@@ -70,14 +45,6 @@ def refusal(folder: Path, timeout_s: float = 30, kind: type[HeadgateError] = Loa
     assert "\n" not in message
     assert str(folder.parents[1]) not in message
     return message
-
-
-def wait_for(reached: Callable[[], Any], timeout_s: float = 20) -> Any:
-    deadline = time.monotonic() + timeout_s
-    while not (found := reached()):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    return found
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -182,135 +149,6 @@ def test_a_model_may_take_what_it_is_allowed_and_not_more(tmp_path: Path) -> Non
     folder = put(tmp_path, crafted.swelling(128, at_run_time=True))
     assert attempt(folder, memory_bytes=256 * MIB).run_s is not None
     assert "twice its file and 64 MiB" in refusal(folder, memory_bytes=64 * MIB)
-
-
-class Trying:
-    """A version that is tried in a thread, because its trial does not end by itself."""
-
-    def __init__(self, quarantine: Quarantine, folder: Path) -> None:
-        self.errors: list[HeadgateError] = []
-        self._thread = threading.Thread(target=self._work, args=(quarantine, folder))
-        self._thread.start()
-
-    def _work(self, quarantine: Quarantine, folder: Path) -> None:
-        try:
-            quarantine.try_version(job_for(folder), 60)
-        except HeadgateError as error:
-            self.errors.append(error)
-
-    def ends(self) -> HeadgateError:
-        self._thread.join(20)
-        assert not self._thread.is_alive()
-        (error,) = self.errors
-        return error
-
-
-@pytest.mark.faults
-def test_a_trial_knows_no_secrets_and_holds_nothing_of_who_asked_for_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("HEADGATE_ADMIN_KEY", "AWS_SECRET_ACCESS_KEY", "HOME", "SSH_AUTH_SOCK"):
-        monkeypatch.setenv(name, "very-secret")
-    quarantine = Quarantine()
-    trying = Trying(quarantine, put(tmp_path, crafted.looping(ENDLESS)))
-    try:
-        (child,) = wait_for(lambda: trials(os.getpid()))
-        pairs = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
-        assert {pair.partition(b"=")[0] for pair in pairs if pair} <= {
-            b"PATH",
-            b"LC_ALL",
-            b"PYTHONPATH",
-            b"LD_LIBRARY_PATH",
-        }
-        wait_for(lambda: os.getsid(child) == child)
-        # Nothing to read but emptiness, two pipes of its warden, and its own model while it is being read.
-        held = wait_for(lambda: descriptors(child) if len(descriptors(child)) <= 4 else None)
-        assert held.pop("0") == "/dev/null"
-        assert held.pop("1") == held.pop("2")
-        assert [target.partition(":")[0] for target in held.values()] == ["pipe"]
-    finally:
-        quarantine.close()
-    assert trying.ends().message == "the server is shutting down"
-
-
-def descriptors(pid: int) -> dict[str, str]:
-    """What the descriptors of a process lead to."""
-    folder = Path(f"/proc/{pid}/fd")
-    return {name: os.readlink(folder / name) for name in os.listdir(folder)}
-
-
-@pytest.mark.faults
-@pytest.mark.parametrize("victim", ["trial", "warden", "nursery"])
-def test_a_trial_that_is_killed_from_outside_is_tried_again(tmp_path: Path, victim: str) -> None:
-    quarantine = Quarantine()
-    trying = Trying(quarantine, put(tmp_path, crafted.looping(ENDLESS)))
-    try:
-        (child,) = wait_for(lambda: trials(os.getpid()))
-        warden = parent_of(child)
-        killed = {"trial": child, "warden": warden, "nursery": parent_of(warden)}[victim]
-        os.kill(killed, signal.SIGKILL)
-        wait_for(lambda: not is_alive(killed))
-        if victim != "nursery":
-            error = trying.ends()
-            assert isinstance(error, LoadUnavailable)
-            assert error.message == "the process that tried it was killed from outside"
-            wait_for(lambda: not is_alive(child))
-        # The trial of a dead nursery goes on, and the next one has another.
-        assert quarantine.try_version(job_for(TINY / "1"), 30).verified
-    finally:
-        quarantine.close()
-    wait_for(lambda: not is_alive(child))
-
-
-@pytest.mark.faults
-def test_closing_ends_the_trials_of_all_threads_and_lets_no_new_one_begin(tmp_path: Path) -> None:
-    folder = put(tmp_path, crafted.looping(ENDLESS))
-    quarantine = Quarantine()
-    attempts = [Trying(quarantine, folder) for _ in range(2)]
-    wait_for(lambda: len(trials(os.getpid())) == 2)
-    quarantine.close()
-    assert [type(each.ends()) for each in attempts] == [LoadUnavailable, LoadUnavailable]
-    wait_for(lambda: not trials(os.getpid()))
-    with pytest.raises(LoadUnavailable, match="shutting down"):
-        quarantine.try_version(job_for(folder), 60)
-
-
-@pytest.mark.faults
-def test_a_trial_does_not_outlive_the_process_that_asked_for_it(tmp_path: Path) -> None:
-    folder = put(tmp_path, crafted.looping(ENDLESS))
-    program = (
-        "import sys\n"
-        "from gateway.models.quarantine import Job, Quarantine\n"
-        "from gateway.models.options import SessionOptions\n"
-        "Quarantine().try_version(Job(sys.argv[1], 'm', 1, SessionOptions(), 1 << 20, 1 << 28, True), 60)\n"
-    )
-    with subprocess.Popen([sys.executable, "-c", program, str(folder)], cwd=Path(__file__).parents[2]) as parent:
-        (child,) = wait_for(lambda: trials(parent.pid))
-        left = [child, *nurseries(parent.pid)]
-        parent.kill()
-    assert len(left) == 3
-    wait_for(lambda: not any(map(is_alive, left)))
-
-
-def test_versions_that_come_together_share_a_nursery_and_it_ends_when_no_more_come(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    quarantine, known = Quarantine(), set(nurseries(os.getpid()))
-
-    def nursery() -> int:
-        assert quarantine.try_version(job_for(TINY / "1"), 30).verified
-        (found,) = wait_for(lambda: new if len(new := set(nurseries(os.getpid())) - known) == 1 else None)
-        return int(found)
-
-    first = nursery()
-    monkeypatch.setattr("gateway.models.quarantine.IDLE_S", 0.01)
-    assert quarantine.try_version(job_for(TINY / "1"), 30).verified
-    wait_for(lambda: not is_alive(first))
-    monkeypatch.undo()
-    second = nursery()
-    assert nursery() == second != first
-    quarantine.close()
-    assert not is_alive(second)
 
 
 # Files that are not what they should be

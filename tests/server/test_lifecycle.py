@@ -19,7 +19,7 @@ import pytest
 from gateway.models.package import add_version
 from tests.models.crafted import as_slow_as_asked, looping, swelling
 from tests.onnx_models import constant_answer, put
-from tests.processes import trials
+from tests.processes import is_alive, trials
 from tests.server.watching import ROW, SteadyClient
 from tests.servers import Server
 
@@ -101,14 +101,6 @@ def belongs_to(pid: int, folder: Path) -> bool:
     """Whether a process was told to work in this folder."""
     try:
         return os.fsencode(folder) in Path(f"/proc/{pid}/cmdline").read_bytes()
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
-def is_running(pid: int) -> bool:
-    """Whether there is a process of that number that is no zombie."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
 
@@ -352,7 +344,7 @@ def test_a_server_that_is_told_to_end_during_a_load_does_not_wait_for_it(tmp_pat
     began = time.monotonic()
     assert server.stop(timeout_s=20) == 0
     assert time.monotonic() - began < 15, "nearer to the drain time than to at once"
-    assert not is_running(trial)
+    assert not is_alive(trial)
 
 
 def test_each_process_has_its_name_and_only_its_socket_and_the_supervisor_has_one_thread(
