@@ -6,7 +6,7 @@ import asyncio
 import gzip
 import re
 import zlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -22,6 +22,7 @@ from gateway.state import Gateway, RepositoryAPI
 from gateway.telemetry.counters import OUTCOMES
 from gateway.telemetry.store import CounterStore
 from tests.inference.fakes import table_of
+from tests.inference.world import run as run
 
 DATE = b"Thu, 01 Jan 2026 00:00:00 GMT"
 _IDS = re.compile(rb"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|(?<![0-9a-f])[0-9a-f]{16}(?![0-9a-f])")
@@ -259,15 +260,3 @@ async def settle(rig: Rig) -> None:
         await asyncio.sleep(0)
     for _ in range(3):
         await asyncio.sleep(0)
-
-
-def run(main: Callable[[], Awaitable[None]]) -> None:
-    """Run a test on a loop of its own; an error that only the loop saw is an error of the test."""
-    seen: list[dict[str, Any]] = []
-
-    async def whole() -> None:
-        asyncio.get_running_loop().set_exception_handler(lambda _, context: seen.append(context))
-        await main()
-
-    asyncio.run(whole())
-    assert not seen, seen

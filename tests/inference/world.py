@@ -169,4 +169,4 @@ def run(main: Callable[[], Awaitable[None]]) -> None:
         await main()
 
     asyncio.run(whole())
-    assert not seen
+    assert not seen, seen
