@@ -6,13 +6,13 @@ import json
 import os
 import select
 import signal
-import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
+
+from tests.hatchery import Command
 
 START_S = 100.0
 """Other tests may keep this machine busy; the time limit of a test, in pyproject.toml, is longer."""
@@ -22,28 +22,18 @@ PATIENCE = 3
 
 
 class Server:
-    """`headgate serve` as a child process. `url` is where it answers; `log()` is what it logged so far, as objects."""
+    """`headgate serve` as a process. `url` is where it answers; `log()` is what it logged so far, as objects."""
 
     def __init__(self, models: Path, scratch: Path, *options: str, wait: bool = True) -> None:
         scratch.mkdir(parents=True, exist_ok=True)
         self._log_path = scratch / "log.jsonl"
         with open(self._log_path, "wb") as log:
-            self.process = subprocess.Popen(
+            self.process = Command(
                 [
-                    *(
-                        sys.executable,
-                        "-m",
-                        "gateway",
-                        "serve",
-                        "--models",
-                        str(models),
-                        "--data",
-                        str(scratch / "data"),
-                    ),
-                    *("--port", "0", "--admin-port", "0", "--workers", "1", "--poll-s", "0.2", *options),
+                    *("serve", "--models", str(models), "--data", str(scratch / "data"), "--port", "0"),
+                    *("--admin-port", "0", "--workers", "1", "--poll-s", "0.2", *options),
                 ],
-                stdout=subprocess.PIPE,
-                stderr=log,
+                stderr=log.fileno(),
                 env={name: value for name, value in os.environ.items() if not name.startswith("HEADGATE_")},
             )
         self.url = self._read_url()
@@ -55,7 +45,6 @@ class Server:
                 raise
 
     def _read_url(self) -> str:
-        assert self.process.stdout is not None
         ready, _, _ = select.select([self.process.stdout], [], [], START_S)
         line = self.process.stdout.readline().decode() if ready else ""
         if " on http://" not in line:
@@ -137,8 +126,7 @@ class Server:
             if self.process.poll() is None:
                 self.process.kill()
                 self.process.wait()
-            if self.process.stdout is not None:
-                self.process.stdout.close()
+            self.process.stdout.close()
 
 
 def _lower(headers: Any) -> dict[str, str]:
