@@ -14,9 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from threadpoolctl import threadpool_limits
 
-from examples.flights.train import COLUMNS, LATE, NUMBERS, RELEASES, Release, fit, load_flights
+from examples.flights.train import COLUMNS, LATE, NUMBERS, RELEASES, Release, fit, load_flights, predict
 from gateway.models.config import parse
 from gateway.models.package import add_file
 from monitors.baseline.build import Arrays, build
@@ -61,8 +60,7 @@ def answers(rows: pd.DataFrame) -> dict[str, Array]:
     probabilities = np.empty((len(rows), 2), np.float32)
     for left_out in range(FOLDS):
         model = fit(rows[fold != left_out])
-        with threadpool_limits(1):
-            probabilities[fold == left_out] = model.predict_proba(rows.loc[fold == left_out, COLUMNS])
+        probabilities[fold == left_out] = predict(model, rows[fold == left_out])
     return {"label": (probabilities[:, 1] > probabilities[:, 0]).astype(np.int64), "probabilities": probabilities}
 
 
