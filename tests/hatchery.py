@@ -29,7 +29,9 @@ MAX_JOB_BYTES = 128 << 10
 class Command:
     """A running `headgate` command, with what tests use of subprocess.Popen. `stdout` is its pipe."""
 
-    def __init__(self, arguments: Sequence[str], *, stderr: int, env: Mapping[str, str], cwd: Path | None = None) -> None:
+    def __init__(
+        self, arguments: Sequence[str], *, stderr: int, env: Mapping[str, str], cwd: Path | None = None
+    ) -> None:
         job = json.dumps([list(arguments), dict(env), str(cwd or Path.cwd())]).encode()
         said, out = os.pipe()
         self._told, teller = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -38,7 +40,7 @@ class Command:
         finally:
             os.close(out)
             teller.close()
-        self.stdout = open(said, "rb")
+        self.stdout = os.fdopen(said, "rb")
         self.pid = int(self._told.recv(20))
         self.returncode: int | None = None
         self._asking = threading.Lock()
@@ -138,7 +140,7 @@ def main() -> int:
     arguments, environment, folder = json.loads(job)
     sys.argv = ["headgate", *arguments]
     # What the import of the program has set stays set.
-    os.environ.update({name: value for name, value in environment.items()})
+    os.environ.update(environment)
     for name in os.environ.keys() - environment.keys() - {"ORT_DISABLE_TELEMETRY", "OPENBLAS_NUM_THREADS"}:
         del os.environ[name]
     time.tzset()

@@ -160,7 +160,8 @@ def damaged(rows: pd.DataFrame) -> pd.DataFrame:
 def predict(model: Pipeline, rows: pd.DataFrame) -> np.ndarray:
     """The probabilities of both classes, float64 [rows, 2]."""
     with threadpool_limits(1):
-        return model.predict_proba(rows[COLUMNS])
+        probabilities: np.ndarray = model.predict_proba(rows[COLUMNS])
+    return probabilities
 
 
 def compare(expected: np.ndarray, graph: bytes, rows: pd.DataFrame) -> float:
@@ -236,9 +237,9 @@ def publish(release: Release, flights: pd.DataFrame, out: Path, replace: bool) -
     graph = convert(model, release).SerializeToString(deterministic=True)
     expected, strange = predict(model, unseen), damaged(unseen[::50])
     worst = max(compare(expected, graph, unseen), compare(predict(model, strange), graph, strange))
-    metrics = {}
-    for name, part in (("next_quarter", unseen["month"] <= release.last_month + 3), ("second_half", unseen["month"] > 6)):
-        metrics |= scores(unseen.loc[part, LATE], expected[part, 1], name)
+    quarter, half = unseen["month"] <= release.last_month + 3, unseen["month"] > 6
+    metrics = scores(unseen.loc[quarter, LATE], expected[quarter, 1], "next_quarter")
+    metrics |= scores(unseen.loc[half, LATE], expected[half, 1], "second_half")
     metrics["training_rows"] = float(len(training))
     metrics["training_late_share"] = round(float(training[LATE].mean()), 4)
     lineage = Lineage(
