@@ -103,7 +103,7 @@ class Traffic:
     (`failing`). Labels are sent `delay_s` after their predictions. `trouble` is what ended it.
     """
 
-    def __init__(self, server: Server, pause_s: float = 0.02) -> None:
+    def __init__(self, server: Server, pause_s: float = 0.1) -> None:
         self.shift = 0.0
         self.lying = self.failing = False
         self.delay_s = 0.0
