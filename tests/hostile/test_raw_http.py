@@ -7,6 +7,7 @@ the application; what looks much like it and is valid is answered, and so is the
 from __future__ import annotations
 
 import secrets
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -132,12 +133,17 @@ PLACES = {
 
 @pytest.mark.parametrize("place", PLACES)
 def test_any_byte_anywhere_gets_one_answer_that_is_no_fault_of_the_server(place: str, server: Server) -> None:
-    """Behind a length or a chunk size that says something else, what is left of the body may be refused as well."""
-    for value in range(256):
-        with Connection(server.address, timeout_s=10) as connection:
+    """Behind a length or a chunk size that says something else, what is left of the body may be refused as well.
+
+    All are sent before the first answer is read, as some of them make the server wait for more.
+    """
+    with ExitStack() as stack:
+        connections = [stack.enter_context(Connection(server.address, timeout_s=10)) for _ in range(256)]
+        for value, connection in enumerate(connections):
             connection.send(
                 PLACES[place].replace(b"%b", bytes([value])) + infer_request(headers=b"X-Request-Id: end\r\n")
             )
+        for value, connection in enumerate(connections):
             statuses: list[int] = []
             while (reply := connection.reply()) is not None:
                 statuses.append(reply.status)
