@@ -10,7 +10,6 @@ import pytest
 
 from tests.servers import Server
 
-
 # While tests are collected everything that is made is kept: to look for garbage there takes a tenth of the time.
 gc.disable()
 

@@ -1,13 +1,14 @@
 """`headgate` commands from a process that has imported the program: each is a fork of it.
 
 A command spends half a second of a core on imports, and the suite runs a hundred and more. What comes after them is as
-in a shell: a process with arguments, an environment, a folder and descriptors of its own, which ends as the interpreter
+in a shell: a process with arguments, an environment and descriptors of its own, which ends as the interpreter
 ends. What a command reads before its first line, as PYTHONPATH, it does not read here: tests of that use `subprocess`.
 """
 
 from __future__ import annotations
 
 import atexit
+import ctypes
 import gc
 import json
 import os
@@ -23,16 +24,21 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
+ROOT = Path(__file__).parents[1]
 MAX_JOB_BYTES = 128 << 10
+SET_CHILD_SUBREAPER = 36  # of prctl
 
 
 class Command:
-    """A running `headgate` command, with what tests use of subprocess.Popen. `stdout` is its pipe."""
+    """A running `headgate` command, with what tests use of subprocess.Popen. `stdout` is its pipe.
+
+    One that `is_reaper` inherits orphans, as process 1 of a container does.
+    """
 
     def __init__(
-        self, arguments: Sequence[str], *, stderr: int, env: Mapping[str, str], cwd: Path | None = None
+        self, arguments: Sequence[str], *, stderr: int, env: Mapping[str, str], is_reaper: bool = False
     ) -> None:
-        job = json.dumps([list(arguments), dict(env), str(cwd or Path.cwd())]).encode()
+        job = json.dumps([list(arguments), dict(env), is_reaper]).encode()
         said, out = os.pipe()
         self._told, teller = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
@@ -63,6 +69,10 @@ class Command:
         if self.poll() is None:
             os.kill(self.pid, number)
 
+    def terminate(self) -> None:
+        """Ask it to end."""
+        self.send_signal(signal.SIGTERM)
+
     def kill(self) -> None:
         """End it at once."""
         self.send_signal(signal.SIGKILL)
@@ -83,7 +93,7 @@ def _hatchery() -> socket.socket:
     """Where commands are asked for. The process behind it ends with this one, and ends what it has started."""
     asker, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with other:
-        process = subprocess.Popen([sys.executable, "-m", __name__], stdin=other, stdout=subprocess.DEVNULL)
+        process = subprocess.Popen([sys.executable, "-m", __name__], stdin=other, stdout=subprocess.DEVNULL, cwd=ROOT)
 
     def end() -> None:
         asker.close()
@@ -137,14 +147,15 @@ def main() -> int:
     for number, descriptor in enumerate(descriptors, 1):
         os.dup2(descriptor, number)
         os.close(descriptor)
-    arguments, environment, folder = json.loads(job)
+    arguments, environment, is_reaper = json.loads(job)
+    if is_reaper:
+        ctypes.CDLL(None).prctl(SET_CHILD_SUBREAPER, 1)
     sys.argv = ["headgate", *arguments]
     # What the import of the program has set stays set.
     os.environ.update(environment)
     for name in os.environ.keys() - environment.keys() - {"ORT_DISABLE_TELEMETRY", "OPENBLAS_NUM_THREADS"}:
         del os.environ[name]
     time.tzset()
-    os.chdir(folder)
     return cli.main(arguments)
 
 

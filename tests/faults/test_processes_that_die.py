@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import socket
-import subprocess
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -17,6 +15,7 @@ import pytest
 
 from gateway.server import KILL_AFTER_S
 from tests.faults.watch import Crowd, Totals, logged, nothing_in_flight, ports_of, total
+from tests.hatchery import Command
 from tests.hostile.wire import Connection, infer_request
 from tests.onnx_models import constant_answer, put
 from tests.processes import descendants, family, is_alive, nurseries
@@ -26,7 +25,6 @@ from tests.servers import Server
 pytestmark = pytest.mark.faults
 
 Pair = Callable[..., Server]
-SET_CHILD_SUBREAPER = 36  # prctl
 LATE_S = 20.0
 """What is allowed where two seconds are meant: the machine may be busy with other tests. `python -m loadtests.faults`
 holds the two seconds on one that is not."""
@@ -227,10 +225,7 @@ def test_a_supervisor_that_inherits_orphans_buries_them(
     1. A server is the reaper of its descendants, as process 1 of a container is. 2. Its control process is killed
        while it has a nursery. Result: the nursery ends, and no zombie stays.
     """
-    library, popen = ctypes.CDLL(None), subprocess.Popen
-    # It stays with a process that becomes another program, and is not passed on.
-    reaper = partial(popen, preexec_fn=lambda: library.prctl(SET_CHILD_SUBREAPER, 1))
-    monkeypatch.setattr("tests.servers.subprocess.Popen", reaper)
+    monkeypatch.setattr("tests.servers.Command", partial(Command, is_reaper=True))
     server = pair()
     monkeypatch.undo()
     put(models, "new", 1, constant_answer(1))
