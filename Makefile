@@ -11,7 +11,7 @@ INSTALL := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 LOCKED  := $(INSTALL) --require-hashes
 # A third of the time a test waits for a process, so one more runs than there are cores. Stealing gives each a run of
 # neighbours, so that few servers that a file shares are started twice.
-JOBS    := $(shell echo $$(($$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN) + 1)))
+JOBS    := $(shell echo $$(($$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN) + 2)))
 PYTEST  := $(VENV)/bin/python -m pytest -n $(JOBS) --dist worksteal
 
 # A test run starts hundreds of processes, which would each compile the package anew.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,26 @@ from tests.servers import Server
 
 # While tests are collected everything that is made is kept: to look for garbage there takes a tenth of the time.
 gc.disable()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that have slow tests, some in each test process, so that none is left over for the end.
+
+    xdist deals out equal runs of neighbours, from the first on, and lets who has done with its own take from the ends
+    of others.
+    """
+    shares: list[list[pytest.Item]] = [[] for _ in range(int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))]
+    if len(shares) == 1:
+        return
+    slow = dict.fromkeys(item.path for item in items if item.get_closest_marker("slow"))
+    home = {path: shares[index % len(shares)] for index, path in enumerate(slow)}
+    for item in items:
+        if item.path in home:
+            home[item.path].append(item)
+    others = iter([item for item in items if item.path not in home])
+    for share in shares:
+        share.extend(islice(others, max(0, len(items) // len(shares) - len(share))))
+    items[:] = [item for share in (*shares, others) for item in share]
 
 
 def pytest_collection_finish() -> None:

@@ -40,8 +40,16 @@ class AioClient:
         """Close it, and while its loop still turns also what its health calls leave open: they read no body."""
         self._runner.run(self._client.close())
         gc.collect()
-        self._runner.run(asyncio.sleep(0))
+        self._runner.run(self._end())
         self._runner.close()
+
+    @staticmethod
+    async def _end() -> None:
+        """Wait until no socket is left: one with bytes that the server does not want any more closes a little later."""
+        loop: Any = asyncio.get_running_loop()
+        await asyncio.sleep(0)
+        while len(loop._selector.get_map()) > 1:  # the loop's own
+            await asyncio.sleep(0.001)
 
 
 def tensor(name: str, array: np.ndarray, binary: bool = True) -> InferInput:
