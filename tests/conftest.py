@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
 from collections.abc import Callable, Iterator
@@ -11,6 +12,11 @@ from pathlib import Path
 import pytest
 
 from tests.servers import Server
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # When its results are told, there is nothing in it that seconds should be spent on to take it apart. What is
+    # registered first is done last.
+    atexit.register(os._exit, 0)
 
 # While tests are collected everything that is made is kept: to look for garbage there takes a tenth of the time.
 gc.disable()
@@ -41,11 +47,8 @@ def pytest_collection_finish() -> None:
     gc.enable()
     gc.collect()
     gc.freeze()
-
-
-def pytest_sessionfinish() -> None:
-    """Let the end of the process find them again: nanobind takes what is left over for a leak."""
-    gc.unfreeze()
+    # The very end of the process finds them again: nanobind takes what is left over for a leak.
+    atexit.register(gc.unfreeze)
 
 
 @pytest.fixture
