@@ -6,11 +6,14 @@ import atexit
 import gc
 import os
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 
 import pytest
 
+from gateway.models import package
+from gateway.models.quarantine import Quarantine
 from tests.servers import Server
 
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -49,6 +52,14 @@ def pytest_collection_finish() -> None:
     gc.freeze()
     # The very end of the process finds them again: nanobind takes what is left over for a leak.
     atexit.register(gc.unfreeze)
+
+
+@pytest.fixture(scope="session")
+def _one_nursery() -> Iterator[None]:
+    """Let versions that are added in this process be tried by one nursery: each add would start one, and end it."""
+    with closing(Quarantine()) as quarantine, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(package, "try_version", quarantine.try_version)
+        yield
 
 
 @pytest.fixture

@@ -21,6 +21,8 @@ from gateway.settings import TABLE
 from tests.onnx_models import constant_answer, put
 from tests.servers import Server
 
+pytestmark = pytest.mark.usefixtures("_one_nursery")
+
 ROOT = Path(__file__).resolve().parent.parent
 
 

@@ -19,6 +19,8 @@ from gateway.models.source import Source
 from tests.models.crafted import crashing
 from tests.onnx_models import constant_answer
 
+pytestmark = pytest.mark.usefixtures("_one_nursery")
+
 
 def file_of(tmp_path: Path, content: bytes, name: str = "trained.onnx") -> Path:
     path = tmp_path / name

@@ -28,6 +28,8 @@ from tests.monitors.test_backfill import Shop, of_both
 from tests.monitors.test_service import Ahead
 from tests.onnx_models import constant_answer
 
+pytestmark = pytest.mark.usefixtures("_one_nursery")
+
 KEY = ("m", 1)
 TOML = """
 [monitor]
