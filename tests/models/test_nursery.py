@@ -17,7 +17,7 @@ from gateway.errors import HeadgateError, LoadUnavailable
 from gateway.models.quarantine import Quarantine
 from tests.models import crafted
 from tests.models.trying import ENDLESS, TINY, job_for, put, wait_for
-from tests.processes import is_alive, nurseries, parent_of, trials
+from tests.processes import descendants, is_alive, nurseries, parent_of, trials
 
 
 @pytest.fixture(autouse=True)
@@ -171,6 +171,8 @@ def test_the_time_that_trials_took_is_counted_also_of_those_that_were_given_up(t
     before, quarantine = children_s(), Quarantine()
     with pytest.raises(LoadUnavailable, match="not ready within 2 s"):
         quarantine.try_version(job_for(put(tmp_path, crafted.looping(ENDLESS))), 2)
-    wait_for(lambda: len(nurseries(os.getpid())) == 1)
+    assert quarantine._nursery is not None
+    nursery = quarantine._nursery[1].pid
+    wait_for(lambda: descendants(nursery) == [nursery])
     quarantine.close()
     assert children_s() - before > 0.5
