@@ -91,6 +91,14 @@ class Batcher:
         lane.calls.append(call)
         self.rows += call.rows
 
+    @property
+    def first(self) -> Call | None:
+        """The call that is to run next, if it has not gone meanwhile."""
+        for lane in self._lanes:
+            if lane.calls:
+                return lane.calls[0]
+        return None
+
     def waiting(self) -> list[Call]:
         """Every call that waits, urgent ones first."""
         return [call for lane in self._lanes for call in lane.calls]

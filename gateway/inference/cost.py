@@ -17,10 +17,14 @@ INLINE_S = 0.003
 """Runs that are expected to take longer leave the event loop and run in the version's own thread."""
 
 LONGEST_BATCH_S = 0.05
-"""A batch is cut so that it is expected to take no longer, unless a single row does."""
+"""A batch is cut so that it is expected to take no longer, unless one row does or its first call has waited long."""
 
 WORTH_IT = 0.95
 """Batching is off where a row of a large batch takes more than this share of a row alone."""
+
+SAVES = 0.99
+"""Below this share, rows run together where calls wait for long: a full queue needs every hundredth, while a short one
+would wait longer for its first answer than it gains."""
 
 AROUND_S = 30e-6
 """What a run takes besides its session: records, counters and replies are written for a batch at once, too."""
@@ -92,14 +96,18 @@ class Cost:
         alone = self.a + self.b
         return alone <= 0 or self.a <= WORTH_IT * (alone + AROUND_S)
 
-    def best_rows(self, limit: int) -> int:
-        """Rows to run together, at most `limit`."""
+    def best_rows(self, limit: int, patience_s: float = 0.0) -> int:
+        """Rows to run together, at most `limit`; the run may take `patience_s` where that is longer than usual."""
         if not self.known:
             return 1
+        longest_s = max(LONGEST_BATCH_S, patience_s)
         if not self.batching_pays:
-            if self._runs % TRIAL_RUNS != TRIAL_RUNS - 1:
+            if self._runs % TRIAL_RUNS == TRIAL_RUNS - 1:
+                limit = min(limit, TRIAL_ROWS)
+            elif self.a <= SAVES * (self.a + self.b):
+                longest_s = patience_s
+            else:
                 return 1
-            limit = min(limit, TRIAL_ROWS)
         if self.a <= 0:
             return limit
-        return max(1, min(limit, int((LONGEST_BATCH_S - self.b) / self.a)))
+        return max(1, min(limit, int((longest_s - self.b) / self.a)))

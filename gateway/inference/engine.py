@@ -101,6 +101,17 @@ class Engine:
         """True where a call that comes now has to wait for others."""
         return self.behind or self.running is not None
 
+    def next_rows(self, now_ns: int) -> int:
+        """Rows to run together now.
+
+        A first call that has waited may wait half as long again for others, if that is not half of what is left to it.
+        """
+        first = self.batcher.first if self.joins else None
+        if first is None:
+            return 1
+        patience_ns = min(now_ns - first.decoded_ns, first.deadline_ns - now_ns) // 2
+        return self.cost.best_rows(self.max_rows, patience_ns * 1e-9)
+
     def wait_s(self, now_ns: int) -> float:
         """Expected seconds until a call that comes now would begin to run."""
         left = max(0.0, (self.running_until_ns - now_ns) / 1e9) if self.running is not None else 0.0

@@ -112,7 +112,10 @@ def digest(rows: Array) -> Array:
     """XXH3 (128 bits) of each row: uint8 (rows, 16). It tells rows apart; it is no proof against forgery."""
     out = np.empty((len(rows), DIGEST_BYTES), np.uint8)
     for index, row in enumerate(rows):
-        data = b"\0".join(map(_raw, row.reshape(-1))) if row.dtype == object else np.ascontiguousarray(row).tobytes()
+        if row.dtype == object:
+            data: bytes | memoryview = b"\0".join(map(_raw, row.reshape(-1)))
+        else:
+            data = np.ascontiguousarray(row).reshape(-1).view(np.uint8).data
         out[index] = np.frombuffer(xxhash.xxh3_128_digest(data), np.uint8)
     return out
 

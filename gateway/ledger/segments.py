@@ -27,6 +27,9 @@ ANSWERED = 200
 INDEX_ROWS = 20_000
 """Rows of one segment whose addresses are indexed in one transaction."""
 
+GROWING_NS = 5_000_000_000
+"""How often a segment that is still written is counted: each time is a transaction that is forced to the disk."""
+
 _NONE = {"rows": 0, "answered": 0, "indexed": 0, "sealed": 0}
 
 
@@ -42,15 +45,18 @@ class SegmentFolder:
         self._now_ns = now_ns
         self._done: set[str] = set()
         self._damaged: set[str] = set()
+        self._looked_ns: dict[str, int] = {}
         self.is_behind = False
 
     def load(self) -> None:
         """Begin anew with what the ledger holds."""
         self._done.clear()
         self._damaged.clear()
+        self._looked_ns.clear()
 
     def fold(self, limit: int) -> int:
         """Bring up to `limit` segments up to date; returns how many changed."""
+        now_ns = self._now_ns()
         with self._connection.begin():
             wanted = addresses.fields(self._connection)
             # What lies in the folder bounds this set, and so the memory that it takes.
@@ -59,6 +65,10 @@ class SegmentFolder:
             self._damaged &= paths.keys()
             self._reopen(wanted)
             waiting = [prefix for prefix in paths if prefix not in self._done and prefix not in self._damaged]
+            if not wanted:
+                # Nobody asks for addresses of the last seconds, and volumes are of hours.
+                self._looked_ns = {name: at for name, at in self._looked_ns.items() if 0 <= now_ns - at < GROWING_NS}
+                waiting = [prefix for prefix in waiting if prefix not in self._looked_ns]
             stored = self._stored(waiting)
             changed = 0
             self.is_behind = False
@@ -67,6 +77,7 @@ class SegmentFolder:
                     self._done.add(prefix)
                     continue
                 changed += self._look(paths[prefix], stored.get(prefix), wanted)
+                self._looked_ns[prefix] = now_ns
                 if changed >= limit:
                     self.is_behind = True
                     break

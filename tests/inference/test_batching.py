@@ -196,6 +196,28 @@ def test_rows_that_gain_nothing_from_running_together_run_alone() -> None:
     run(main)
 
 
+def test_where_little_is_gained_who_has_waited_long_and_may_wait_longer_takes_others_along() -> None:
+    """A row together with others takes 0.9625 of a row alone."""
+    gate = Gate()
+    world = World(servable(FakeSession(gate), run_s=0.04, batch_s=0.04 + 7 * 0.0385, batch_rows=8))
+
+    async def main() -> None:
+        world.send(0)
+        await begun(gate)
+        first, *_ = [world.send(value)[0] for value in range(1, 9)]
+        (engine,) = world.pipeline._engines.values()
+        came_ns, end_ns = first.decoded_ns, first.deadline_ns
+        assert engine.next_rows(came_ns) == 1
+        assert [engine.next_rows(came_ns + wait_ms * 1_000_000) for wait_ms in (100, 200, 400)] == [1, 2, 5]
+        assert engine.next_rows(end_ns - 50_000_000) == 1
+        gate.may_end.release(9)
+        await until(lambda: all(door.times for door in world.doors))
+        world.assert_at_rest()
+        world.pipeline.close()
+
+    run(main)
+
+
 def test_a_version_of_unknown_cost_runs_apart_until_its_cost_is_known() -> None:
     session = FakeSession()
     world = World(servable(session, run_s=None, batch_s=None))

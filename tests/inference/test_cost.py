@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.inference.cost import KEPT, LONGEST_BATCH_S, MAX_SIZES, REFIT_RUNS, TRIAL_RUNS, WORTH_IT, Cost
+from gateway.inference.cost import KEPT, LONGEST_BATCH_S, MAX_SIZES, REFIT_RUNS, SAVES, TRIAL_RUNS, WORTH_IT, Cost
 
 NOTHING = (None, None, 0)
 ROWS = (1, 2, 4, 8, 16, 32, 64)
@@ -106,9 +106,10 @@ def test_runs_of_no_rows_break_nothing_and_teach_nothing(known: tuple[float | No
     known=st.sampled_from([NOTHING, (0.0, 0.0, 8), (1e-5, None, 0), (0.001, 0.0005, 8), (0.001, 1.0, 8)]),
     runs=st.lists(st.tuples(st.integers(1, 1 << 20), st.floats(0, 100)), max_size=2 * REFIT_RUNS),
     limit=st.integers(1, 65536),
+    patience_s=st.floats(-1, 1),
 )
 def test_whatever_was_seen_the_line_never_falls_and_batches_are_of_one_row_to_the_limit(
-    known: tuple[float | None, float | None, int], runs: list[tuple[int, float]], limit: int
+    known: tuple[float | None, float | None, int], runs: list[tuple[int, float]], limit: int, patience_s: float
 ) -> None:
     cost = Cost(*known)
     for rows, seconds in runs:
@@ -116,10 +117,10 @@ def test_whatever_was_seen_the_line_never_falls_and_batches_are_of_one_row_to_th
         assert cost.a >= 0
         assert cost.b >= 0
         assert math.isfinite(cost.expect_s(1 << 20))
-    best = cost.best_rows(limit)
+    best = cost.best_rows(limit, patience_s)
     assert 1 <= best <= limit
     # Rows that cost nothing may as well run together, however long a run takes.
-    assert best == 1 or cost.a == 0 or cost.expect_s(best) <= LONGEST_BATCH_S * 1.001
+    assert best == 1 or cost.a == 0 or cost.expect_s(best) <= max(LONGEST_BATCH_S, patience_s) * 1.001
 
 
 @pytest.mark.parametrize(
@@ -147,6 +148,27 @@ def test_where_batching_is_off_a_larger_batch_is_tried_now_and_then_and_turns_it
 def test_a_row_that_takes_just_too_large_a_share_of_a_row_alone_is_run_alone() -> None:
     assert Cost(1.0, 1.0 + 7 * (WORTH_IT + 0.01), 8).batching_pays is False
     assert Cost(1.0, 1.0 + 7 * (WORTH_IT - 0.01), 8).batching_pays is True
+
+
+def test_rows_that_gain_a_little_run_together_for_who_has_the_patience_and_those_that_gain_nothing_do_not() -> None:
+    assert [Cost(1.0, 1.0 + 7 * 0.97, 8).best_rows(64, patience_s) for patience_s in (0.0, 1.9, 2.0, 4.0)] == [
+        1,
+        1,
+        2,
+        4,
+    ]
+    assert Cost(1.0, 1.0 + 7 * (SAVES + 0.005), 8).best_rows(64, 1000.0) == 1
+    assert Cost(1.5, 2.2, 8).best_rows(64, 2.0) == 6
+
+
+def test_where_rows_gain_nothing_a_long_run_is_tried_again_by_who_has_the_patience() -> None:
+    cost = Cost(0.04, 0.32, 8)
+    sizes = []
+    for _ in range(2 * TRIAL_RUNS):
+        sizes.append(rows := cost.best_rows(64, 0.2))
+        cost.learn(rows, 0.04 * rows)
+    assert {size for size in sizes if size > 1} == {5}
+    assert sizes.count(1) >= 2 * TRIAL_RUNS - 3
 
 
 def test_sizes_without_end_take_no_memory_without_end() -> None:

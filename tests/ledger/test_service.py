@@ -18,6 +18,7 @@ from gateway.ledger.dialect import FILE, location
 from gateway.ledger.maturity import HOUR_NS, LAGS_S, coverage, hour_of, lag_class
 from gateway.ledger.metrics import LedgerCollector
 from gateway.ledger.reading import Ledger
+from gateway.ledger.segments import GROWING_NS
 from gateway.ledger.service import Service, SystemClock
 from tests.ledger.rig import DAY, SECOND, START, Declared, Rig, open_segment, write
 
@@ -72,8 +73,12 @@ def test_a_writer_is_behind_only_where_a_step_left_something(rig: Rig, monkeypat
         return rig.writer.step() > 0, rig.writer.is_behind
 
     segment = open_segment(rig.data)
-    for _ in range(3):
+    write(segment, START - DAY, request_id="r")
+    assert done() == (True, False)
+    for _ in range(2):
         write(segment, START - DAY, request_id="r")
+        assert done() == (False, False)
+        rig.clock.sleep(GROWING_NS / 1e9)
         assert done() == (True, False)
     assert done() == (False, False)
     for _ in range(4):
