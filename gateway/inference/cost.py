@@ -37,12 +37,14 @@ or may have been measured while something else ran."""
 
 class Cost:
     """Robust: the median of the latest runs for each size, then the median of the slopes between sizes (Theil-Sen,
-    Sen 1968). Sizes above 1 are kept by powers of two, with the mean rows of their runs.
+    Sen 1968). Sizes above 1 are kept by powers of two, with the median rows of their runs.
 
+    What batching gains is often less than what a busy core adds to a run here and there: where it is known how long a
+    run computed, the line is drawn through that, and stretched to what runs took.
     Until runs were seen it holds what quarantine measured; `run_s` None means that nothing is known.
     """
 
-    __slots__ = ("_rows", "_runs", "_times", "a", "b", "known")
+    __slots__ = ("_rows", "_runs", "_stretch", "_times", "a", "b", "known")
 
     def __init__(self, run_s: float | None, batch_s: float | None, batch_rows: int) -> None:
         self.known = run_s is not None
@@ -50,6 +52,7 @@ class Cost:
         self._runs = 0
         self._times: dict[int, deque[float]] = {}
         self._rows: dict[int, deque[int]] = {}
+        self._stretch: deque[float] = deque(maxlen=KEPT)
         if run_s is not None:
             slope = max(0.0, (batch_s - run_s) / (batch_rows - 1)) if batch_s is not None else run_s
             self.a, self.b = min(slope, run_s), max(0.0, run_s - min(slope, run_s))
@@ -58,8 +61,8 @@ class Cost:
         """Expected seconds of a run over `rows` rows; a long time where nothing is known."""
         return self.a * rows + self.b if self.known else 1.0
 
-    def learn(self, rows: int, seconds: float) -> None:
-        """A run was done. One of no rows tells nothing about rows."""
+    def learn(self, rows: int, seconds: float, computed_s: float | None = None) -> None:
+        """A run was done, of which so many seconds were its own. One of no rows tells nothing about rows."""
         if not rows:
             return
         size = rows.bit_length()
@@ -69,25 +72,30 @@ class Cost:
                 return
             times = self._times[size] = deque(maxlen=KEPT)
             self._rows[size] = deque(maxlen=KEPT)
-        times.append(seconds)
+        if not computed_s:
+            computed_s = seconds
+        times.append(computed_s)
         self._rows[size].append(rows)
+        self._stretch.append(seconds / computed_s if computed_s > 0 else 1.0)
         self._runs += 1
         if self._runs % REFIT_RUNS == 0 or seconds >= REFIT_S or not self.known:
             self._fit()
 
     def _fit(self) -> None:
-        points = [(sum(rows) / len(rows), median(self._times[size])) for size, rows in self._rows.items()]
+        points = [(median(rows), median(self._times[size])) for size, rows in self._rows.items()]
+        stretch = median(self._stretch)
         if len(points) == 1:
             # One size cannot tell the two apart: keep the proportion that was known.
             rows, seconds = points[0]
             before = self.expect_s(1) if self.known else 0.0
             share = self.a / before if before > 0 else 1.0
             scale = seconds / (share * rows + 1 - share)
-            self.a, self.b = share * scale, (1 - share) * scale
+            self.a, self.b = share * scale * stretch, (1 - share) * scale * stretch
         else:
             slopes = [(t2 - t1) / (n2 - n1) for (n1, t1), (n2, t2) in combinations(points, 2) if n1 != n2]
             self.a = max(0.0, median(slopes))
             self.b = max(0.0, median(seconds - self.a * rows for rows, seconds in points))
+            self.a, self.b = self.a * stretch, self.b * stretch
         self.known = True
 
     @property

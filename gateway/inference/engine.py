@@ -34,12 +34,16 @@ class Part(msgspec.Struct, gc=False):
 
 
 class Outcome(msgspec.Struct, gc=False):
-    """What became of a batch: one part when all went well. Times are monotonic nanoseconds."""
+    """What became of a batch: one part when all went well. Times are monotonic nanoseconds.
+
+    `computed_ns`: how long its thread had a core, where that is known.
+    """
 
     parts: list[Part]
     rows: int
     began_ns: int
     ended_ns: int
+    computed_ns: int | None = None
 
 
 class Engine:
@@ -104,12 +108,12 @@ class Engine:
     def next_rows(self, now_ns: int) -> int:
         """Rows to run together now.
 
-        A first call that has waited may wait half as long again for others, if that is not half of what is left to it.
+        A first call that has waited may wait as long again for others, if that is not half of what is left to it.
         """
         first = self.batcher.first if self.joins else None
         if first is None:
             return 1
-        patience_ns = min(now_ns - first.decoded_ns, first.deadline_ns - now_ns) // 2
+        patience_ns = min(now_ns - first.decoded_ns, (first.deadline_ns - now_ns) // 2)
         return self.cost.best_rows(self.max_rows, patience_ns * 1e-9)
 
     def wait_s(self, now_ns: int) -> float:
@@ -131,10 +135,19 @@ class Engine:
                 parts = [self._alone(call) for call in batch.calls]
         return Outcome(parts, batch.rows, began, time.monotonic_ns())
 
+    def execute_apart(self, batch: Batch) -> Outcome:
+        """`execute` in a thread that does nothing else."""
+        before_ns = time.thread_time_ns()
+        outcome = self.execute(batch)
+        if self._session.computes_alone:
+            outcome.computed_ns = time.thread_time_ns() - before_ns
+        return outcome
+
     def learn(self, outcome: Outcome) -> None:
         """What the run took is what others are expected to take, where it went well."""
         if len(outcome.parts) == 1 and outcome.parts[0].error is None:
-            self.cost.learn(outcome.rows, (outcome.ended_ns - outcome.began_ns) / 1e9)
+            computed_s = None if outcome.computed_ns is None else outcome.computed_ns / 1e9
+            self.cost.learn(outcome.rows, (outcome.ended_ns - outcome.began_ns) / 1e9, computed_s)
 
     def _alone(self, call: Call) -> Part:
         batch = Batch([call], call.block, call.row, call.row + call.rows)

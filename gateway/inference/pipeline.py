@@ -288,7 +288,7 @@ class Pipeline:
         """Begin a run in the engine's thread; False where there can be none, and the batch came to nothing."""
         loop = asyncio.get_running_loop()
         try:
-            future = engine.thread.submit(engine.execute, batch)
+            future = engine.thread.submit(engine.execute_apart, batch)
         except RuntimeError as error:  # the system gives no more threads
             self._delivery.broken(batch.calls, error)
             return False

@@ -18,7 +18,10 @@ _BF16_ONNX_TYPE = 16
 
 
 class Session:
-    """Runs one model. `run` releases the GIL while ONNX Runtime computes and may be called from several threads."""
+    """Runs one model. `run` releases the GIL while ONNX Runtime computes and may be called from several threads.
+
+    `computes_alone`: all is computed by the thread that calls.
+    """
 
     def __init__(self, model: bytes, options: SessionOptions, unranked: Collection[str] = ()) -> None:
         """Load a graph from its bytes. `unranked` names the tensors whose rank the graph leaves open.
@@ -48,6 +51,7 @@ class Session:
             tuple(_spec(node, unranked) for node in self._session.get_inputs()),
             tuple(_spec(node, unranked) for node in self._session.get_outputs()),
         )
+        self.computes_alone = options.intra_op_threads == 1 and options.providers == ("CPUExecutionProvider",)
         self._bf16 = frozenset(spec.name for spec in self.contract.inputs if spec.datatype == "BF16")
         self._has_bf16 = bool(self._bf16) or any(spec.datatype == "BF16" for spec in self.contract.outputs)
         names = [spec.name for spec in (*self.contract.inputs, *self.contract.outputs)]

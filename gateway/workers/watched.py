@@ -31,7 +31,7 @@ class WatchedSession(Session):
 
     def __init__(self, session: Session, mark: Mark, *, batched: bool) -> None:
         # Nothing is loaded here: the other session was.
-        self.contract = session.contract
+        self.contract, self.computes_alone = session.contract, session.computes_alone
         self.suspect = False
         self.refused: Collection[int] = frozenset()
         self._batched = batched

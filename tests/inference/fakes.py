@@ -34,8 +34,9 @@ def echo(inputs: Mapping[str, Array], outputs: Sequence[str]) -> tuple[Array, ..
 class FakeSession:
     """Runs a function. `runs` are the inputs of every run so far, copied, `threads` the names of their threads."""
 
-    def __init__(self, run: Run = echo) -> None:
+    def __init__(self, run: Run = echo, *, computes_alone: bool = False) -> None:
         self._run = run
+        self.computes_alone = computes_alone
         self.runs: list[dict[str, Array]] = []
         self.threads: list[str] = []
 

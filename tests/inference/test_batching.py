@@ -208,10 +208,34 @@ def test_where_little_is_gained_who_has_waited_long_and_may_wait_longer_takes_ot
         (engine,) = world.pipeline._engines.values()
         came_ns, end_ns = first.decoded_ns, first.deadline_ns
         assert engine.next_rows(came_ns) == 1
-        assert [engine.next_rows(came_ns + wait_ms * 1_000_000) for wait_ms in (100, 200, 400)] == [1, 2, 5]
+        assert [engine.next_rows(came_ns + wait_ms * 1_000_000) for wait_ms in (50, 100, 200)] == [1, 2, 5]
         assert engine.next_rows(end_ns - 50_000_000) == 1
         gate.may_end.release(9)
         await until(lambda: all(door.times for door in world.doors))
+        world.assert_at_rest()
+        world.pipeline.close()
+
+    run(main)
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_thread_that_sleeps_in_a_run_has_computed_only_where_nobody_else_computes_for_it(alone: bool) -> None:
+    """What it sleeps through is another's on its core, or it waits for the other threads of its session."""
+
+    def sleeps(inputs: Mapping[str, Array], outputs: Sequence[str]) -> tuple[Array, ...]:
+        time.sleep(0.02 * len(inputs["x"]))
+        return echo(inputs, outputs)
+
+    world = World(servable(FakeSession(sleeps, computes_alone=alone), **LONG))
+
+    async def main() -> None:
+        for rows in (1, 2, 1, 2):
+            _, door = world.send(*range(rows))
+            await until(lambda door=door: door.times)
+        (engine,) = world.pipeline._engines.values()
+        assert engine.cost.expect_s(2) > 0.02
+        slept = [seconds for times in engine.cost._times.values() for seconds in times]
+        assert all((seconds < 0.02) is alone for seconds in slept)
         world.assert_at_rest()
         world.pipeline.close()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from statistics import median
 
 import pytest
 from hypothesis import given
@@ -169,6 +170,22 @@ def test_where_rows_gain_nothing_a_long_run_is_tried_again_by_who_has_the_patien
         cost.learn(rows, 0.04 * rows)
     assert {size for size in sizes if size > 1} == {5}
     assert sizes.count(1) >= 2 * TRIAL_RUNS - 3
+
+
+def test_what_a_busy_core_adds_to_runs_hides_no_gain_where_it_is_known_how_long_they_computed() -> None:
+    """A row alone computes for 34 ms, four together for 33 each; a run takes up to twice as long as it computes."""
+    dice = random.Random(7)
+    blind, seeing = Cost(0.034, 0.272, 8), Cost(0.034, 0.272, 8)
+    stretched = []
+    for number in range(400):
+        rows = (1, 4, 2)[number % 3]
+        computed_s = 0.0013 + 0.0327 * rows
+        stretched.append(dice.uniform(1, 2))
+        blind.learn(rows, computed_s * stretched[-1])
+        seeing.learn(rows, computed_s * stretched[-1], computed_s)
+    assert seeing.b / seeing.a == pytest.approx(0.0013 / 0.0327)
+    assert seeing.expect_s(1) == pytest.approx(0.034 * median(stretched[-KEPT:]))
+    assert blind.b / blind.a != pytest.approx(0.0013 / 0.0327, rel=0.5)
 
 
 def test_sizes_without_end_take_no_memory_without_end() -> None:

@@ -22,7 +22,7 @@ KEY = VersionKey("m", 1, "f")
 class Doubling:
     """A session that doubles x, remembers what the notes say while it runs, and fails for rows of 13."""
 
-    contract = Contract((), ())
+    contract, computes_alone = Contract((), ()), True
 
     def __init__(self, notes: Notes) -> None:
         self._notes = notes
