@@ -70,8 +70,12 @@ class Cost:
         if times is None:
             if len(self._times) >= MAX_SIZES:
                 return
+            first = not self._times
             times = self._times[size] = deque(maxlen=KEPT)
             self._rows[size] = deque(maxlen=KEPT)
+            if not first:
+                # It also took the memory that runs of this size will find.
+                return
         if not computed_s:
             computed_s = seconds
         times.append(computed_s)
@@ -82,7 +86,7 @@ class Cost:
             self._fit()
 
     def _fit(self) -> None:
-        points = [(median(rows), median(self._times[size])) for size, rows in self._rows.items()]
+        points = [(median(rows), median(self._times[size])) for size, rows in self._rows.items() if rows]
         stretch = median(self._stretch)
         if len(points) == 1:
             # One size cannot tell the two apart: keep the proportion that was known.
@@ -109,13 +113,12 @@ class Cost:
         if not self.known:
             return 1
         longest_s = max(LONGEST_BATCH_S, patience_s)
-        if not self.batching_pays:
-            if self._runs % TRIAL_RUNS == TRIAL_RUNS - 1:
-                limit = min(limit, TRIAL_ROWS)
-            elif self.a <= SAVES * (self.a + self.b):
-                longest_s = patience_s
-            else:
-                return 1
-        if self.a <= 0:
-            return limit
-        return max(1, min(limit, int((longest_s - self.b) / self.a)))
+        if self.batching_pays:
+            return self._rows_within(longest_s, limit)
+        if self._runs % TRIAL_RUNS == TRIAL_RUNS - 1:
+            # A power of two, as the first run of any other number is slow.
+            return 1 << self._rows_within(longest_s, min(limit, TRIAL_ROWS)).bit_length() - 1
+        return self._rows_within(patience_s, limit) if self.a <= SAVES * (self.a + self.b) else 1
+
+    def _rows_within(self, seconds: float, limit: int) -> int:
+        return max(1, min(limit, int((seconds - self.b) / self.a))) if self.a > 0 else limit
