@@ -75,7 +75,7 @@ class Acceptor:
         self._loop = asyncio.get_running_loop()
         self._others: Callable[[], int | None] = lambda: None
         self._changed: Callable[[int], None] = lambda count: None
-        self._open = False
+        self._open = self._over = False
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def share(self, fewest: Callable[[], int | None], changed: Callable[[int], None]) -> None:
@@ -84,13 +84,14 @@ class Acceptor:
         self._changed = changed
 
     def start(self) -> None:
-        """Begin to accept."""
-        if not self._open:
+        """Begin to accept, unless it has been closed."""
+        if not self._open and not self._over:
             self._open = True
             self._loop.add_reader(self._listener, self._accept)
 
     def close(self) -> None:
         """Stop accepting. Whom the system has let in already is taken: closing would reset those connections."""
+        self._over = True
         if self._open:
             self._open = False
             self._loop.remove_reader(self._listener)
