@@ -39,17 +39,18 @@ class Cost:
     """Robust: the median of the latest runs for each size, then the median of the slopes between sizes (Theil-Sen,
     Sen 1968). Sizes above 1 are kept by powers of two, with the median rows of their runs.
 
-    What batching gains is often less than what a busy core adds to a run here and there: where it is known how long a
-    run computed, the line is drawn through that, and stretched to what runs took.
+    What batching gains is often less than what a busy core adds to a run here and there: where it is known how long
+    runs computed, the line is drawn through the best one of each size, and stretched to what runs took.
     Until runs were seen it holds what quarantine measured; `run_s` None means that nothing is known.
     """
 
-    __slots__ = ("_rows", "_runs", "_stretch", "_times", "a", "b", "known")
+    __slots__ = ("_computed", "_rows", "_runs", "_stretch", "_times", "a", "b", "known")
 
     def __init__(self, run_s: float | None, batch_s: float | None, batch_rows: int) -> None:
         self.known = run_s is not None
         self.a = self.b = 0.0
         self._runs = 0
+        self._computed = False
         self._times: dict[int, deque[float]] = {}
         self._rows: dict[int, deque[int]] = {}
         self._stretch: deque[float] = deque(maxlen=KEPT)
@@ -76,6 +77,7 @@ class Cost:
             if not first:
                 # It also took the memory that runs of this size will find.
                 return
+        self._computed = bool(computed_s)
         if not computed_s:
             computed_s = seconds
         times.append(computed_s)
@@ -86,7 +88,12 @@ class Cost:
             self._fit()
 
     def _fit(self) -> None:
-        points = [(median(rows), median(self._times[size])) for size, rows in self._rows.items() if rows]
+        sizes = [(rows, self._times[size]) for size, rows in self._rows.items() if rows]
+        points: list[tuple[float, float]]
+        if self._computed:
+            points = [min(zip(*size, strict=True), key=lambda run: run[1] / run[0]) for size in sizes]
+        else:
+            points = [(median(rows), median(times)) for rows, times in sizes]
         stretch = median(self._stretch)
         if len(points) == 1:
             # One size cannot tell the two apart: keep the proportion that was known.
