@@ -150,7 +150,9 @@ class Repository:
             raise LoadRejected(f"failed to load {name!r}: {entry.error}")
         if version is not None and version not in entry.records:
             raise UnknownVersion(name, str(version))
-        if self._manager.wishes.get(name).excludes(version):
+        wishes = self._manager.wishes.get(name)
+        # What is unloaded and loaded again between two looks is held no more, but nobody may want this version now.
+        if wishes.excludes(version) or (version is not None and version not in wishes.pinned):
             raise Conflict(f"failed to load {name!r}: another request unloaded it meanwhile")
         goals = [version] if version is not None else self._ideal(entry)
         if not goals:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
-from gateway.errors import NotReady, UnknownVersion
+from gateway.errors import Conflict, NotReady, UnknownVersion
+from gateway.models.repository import Repository
 from gateway.models.wishes import AliasMove, ModelWishes
 from tests.models.fakes import FakeLoader, Lifecycle, config_of
 from tests.models.stepping import BROKEN, serving
@@ -141,3 +144,22 @@ def test_closing_ends_the_trials() -> None:
     life = serving(1)
     life.manager.close()
     assert life.loader.closed
+
+
+def test_a_load_of_a_version_ends_where_all_was_unloaded_and_loaded_again_between_two_looks() -> None:
+    """Nobody wants that version any more, but nobody holds it either: who waits for it would wait for ever."""
+    life = serving(1, 2)
+
+    async def main() -> None:
+        repository = Repository(life.manager, load_timeout_s=30)
+        stepping = asyncio.create_task(repository.run())
+        loading = asyncio.create_task(repository.load("m", 1))
+        while 1 not in life.manager.wishes.get("m").pinned:
+            await asyncio.sleep(0)
+        life.manager.wishes.put("m", ModelWishes(all_held=True))
+        life.manager.wishes.put("m", ModelWishes())
+        with pytest.raises(Conflict, match="another request unloaded it meanwhile"):
+            await asyncio.wait_for(loading, 20)
+        stepping.cancel()
+
+    asyncio.run(main())
