@@ -9,7 +9,7 @@ PYTHON :=
 # The locks are complete, so --no-deps: nothing may come in that is not pinned by hash.
 INSTALL := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation
 LOCKED  := $(INSTALL) --require-hashes
-# A third of the time a test waits for a process, so one more runs than there are cores. Stealing gives each a run of
+# Tests wait for processes much of their time, so two more run than there are cores. Stealing gives each a run of
 # neighbours, so that few servers that a file shares are started twice.
 JOBS    := $(shell echo $$(($$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN) + 2)))
 PYTEST  := $(VENV)/bin/python -m pytest -n $(JOBS) --dist worksteal

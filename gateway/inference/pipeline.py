@@ -264,7 +264,7 @@ class Pipeline:
         """Run what waits, until nothing does, the turn is over, or a long run has gone to the thread."""
         began_ns = time.monotonic_ns()
         while engine.running is None and engine.batcher:
-            batch, dropped = engine.batcher.take(engine.next_rows(time.monotonic_ns()), join_loose=engine.joins)
+            batch, dropped = engine.batcher.take(engine.next_rows(began_ns), join_loose=engine.joins)
             for call in dropped:
                 self._delivery.drop(call)
             if batch is None:

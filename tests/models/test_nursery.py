@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,14 +18,7 @@ from tests.models import crafted
 from tests.models.trying import ENDLESS, TINY, job_for, put, wait_for
 from tests.processes import descendants, is_alive, nurseries, parent_of, trials
 
-
-@pytest.fixture(autouse=True)
-def _no_trial_and_no_descriptor_is_left() -> Iterator[None]:
-    # One that was told to end, or was idle for long, may be gone.
-    before, files = nurseries(os.getpid()), len(os.listdir("/proc/self/fd"))
-    yield
-    wait_for(lambda: len(nurseries(os.getpid())) <= max(1, len(before)))
-    wait_for(lambda: len(os.listdir("/proc/self/fd")) <= files)
+pytestmark = pytest.mark.usefixtures("nothing_is_left")
 
 
 class Trying:

@@ -28,6 +28,8 @@ from tests.models.trying import ENDLESS, MIB, TINY, job_for, put, wait_for
 from tests.onnx_models import build, constant_answer, identity
 from tests.processes import nurseries
 
+pytestmark = pytest.mark.usefixtures("nothing_is_left")
+
 SHARED: list[Quarantine] = []
 """The one that the tests share, and its nursery."""
 
@@ -55,15 +57,6 @@ def _the_nursery_ends_with_the_tests() -> Iterator[None]:
     yield
     SHARED.pop().close()
     wait_for(lambda: not nurseries(os.getpid()))
-
-
-@pytest.fixture(autouse=True)
-def _no_trial_and_no_descriptor_is_left() -> Iterator[None]:
-    # One that was told to end, or was idle for long, may be gone.
-    before, files = nurseries(os.getpid()), len(os.listdir("/proc/self/fd"))
-    yield
-    wait_for(lambda: len(nurseries(os.getpid())) <= max(1, len(before)))
-    wait_for(lambda: len(os.listdir("/proc/self/fd")) <= files)
 
 
 # A version that passes
