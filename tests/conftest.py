@@ -46,10 +46,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Let no collection of garbage go through the thousands of tests themselves: some tests ask for many."""
+    """Let no collection of garbage go through the thousands of tests themselves: some tests ask for many.
+
+    With all that frozen, what a test makes is soon a quarter of what is left: each tenth collection is a full one.
+    """
     gc.enable()
     gc.collect()
     gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
     # The very end of the process finds them again: nanobind takes what is left over for a leak.
     atexit.register(gc.unfreeze)
 

@@ -34,9 +34,10 @@ def virtual_environment(cache: Path, requirements: Path) -> Path:
     with _once(home) as missing:
         if missing:
             shutil.rmtree(home, ignore_errors=True)
-            venv.create(home, with_pip=True, symlinks=True)
+            venv.create(home, symlinks=True)
             # The lock is complete, so nothing may come in that it does not name.
-            _pip(str(python), "install", "--no-compile", "--no-deps", "--require-hashes", "-r", str(requirements))
+            options = ("--no-compile", "--no-deps", "--require-hashes", "-r", str(requirements))
+            _pip("--python", str(python), "install", *options)
     return python
 
 
@@ -53,7 +54,7 @@ def wheel(cache: Path, requirement: str, sha256: str) -> Path:
             options = [option for platform in platforms for option in ("--platform", platform)]
             options += ["--python-version", "3.11", "--implementation", "cp", "--abi", "cp311", "--abi", "none"]
             options += ["--only-binary", ":all:", "--no-deps", "--require-hashes", "-d", str(home), "-r", str(listing)]
-            _pip(sys.executable, "download", *options)
+            _pip("download", *options)
     (found,) = home.glob("*.whl")
     return found
 
@@ -76,8 +77,8 @@ def _once(home: Path) -> Iterator[bool]:
             stamp.touch()
 
 
-def _pip(python: str, *arguments: str) -> None:
-    command = [python, "-m", "pip", "--disable-pip-version-check", "--quiet", *arguments]
+def _pip(*arguments: str) -> None:
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet", *arguments]
     try:
         result = subprocess.run(command, capture_output=True, text=True, timeout=FETCH_S)
     except subprocess.TimeoutExpired:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import json
 import os
 import random
 import time
@@ -16,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import uvloop
@@ -114,7 +114,7 @@ class Stress:
             self.wrong.append(f"{status} {body.decode(errors='replace')}")
             return
         length = int(headers.get("inference-header-content-length", len(body)))
-        document = json.loads(body[:length])
+        document = msgspec.json.decode(body[:length])
         data = np.frombuffer(body[length:], "<f4").tolist() or document["outputs"][0]["data"]
         if (document["id"], data) != (f"{row[0]:.0f}", row):
             self.wrong.append(f"{row} got {body!r}")
@@ -130,11 +130,11 @@ def request(form: str, row: list[float], rng: random.Random) -> bytes:
     if "binary" in form:
         raw = np.array(row, "<f4").tobytes()
         tensor["parameters"] = {"binary_data_size": len(raw)}
-        text = json.dumps({"id": name, "inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
+        text = msgspec.json.encode({"id": name, "inputs": [tensor], "parameters": {"binary_data_output": True}})
         head += f"Inference-Header-Content-Length: {len(text)}\r\n"
         body = text + raw
     else:
-        body = json.dumps({"id": name, "inputs": [{**tensor, "data": row}]}).encode()
+        body = msgspec.json.encode({"id": name, "inputs": [{**tensor, "data": row}]})
     if "chunk" not in form:
         return (head + f"Content-Length: {len(body)}\r\n\r\n").encode() + body
     pieces = []

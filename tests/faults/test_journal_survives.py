@@ -29,7 +29,7 @@ WORKERS = 3
 KILLS = ["worker 1", "control", "worker 2", "worker 3"] * 5
 """Who is killed in turn, for each flush policy. One that is killed again soon is started after a longer pause."""
 
-PAUSE_S = 0.06
+PAUSE_S = 0.12
 """Between the requests of a client: every one of them is looked up afterwards."""
 
 PATIENCE_S = 90

@@ -140,7 +140,7 @@ NO_NUMBERS = (
 )
 
 
-@settings(max_examples=settings().max_examples * 4)
+@settings(max_examples=settings().max_examples * 2)
 @given(data=st.data(), datatype=st.sampled_from(["FP32", "FP64", "INT64", "INT8", "UINT16"]), rows=st.integers(1, 2))
 def test_a_body_that_differs_from_the_one_before_in_its_numbers_alone_is_read_as_the_general_codec_does(
     data: st.DataObject, datatype: str, rows: int
@@ -163,7 +163,7 @@ def test_a_body_that_differs_from_the_one_before_in_its_numbers_alone_is_read_as
 
 
 @pytest.mark.parametrize("oddity", ["", *ODDITIES])
-@settings(max_examples=settings().max_examples * 2)
+@settings(max_examples=settings().max_examples)
 @given(data=st.data())
 def test_a_plain_request_with_one_oddity_is_read_or_refused_as_the_general_codec_does(
     oddity: str, data: st.DataObject

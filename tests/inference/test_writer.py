@@ -151,13 +151,13 @@ def runs(draw: st.DrawFn, datatypes: Sequence[str]) -> Run:
     return Run(draw(st.sampled_from(MODELS)), contract, union, tuple(found), calls, first_row)
 
 
-@settings(max_examples=settings().max_examples * 8)
+@settings(max_examples=settings().max_examples * 4)
 @given(run=runs(sorted(DATATYPES)))
 def test_every_reply_of_a_batch_is_what_it_would_be_alone(run: Run) -> None:
     check(run)
 
 
-@settings(max_examples=settings().max_examples * 8)
+@settings(max_examples=settings().max_examples * 4)
 @given(run=runs(["FP32", "INT64", "BYTES"]))
 def test_every_reply_of_a_batch_of_common_outputs_is_what_it_would_be_alone(run: Run) -> None:
     check(run)

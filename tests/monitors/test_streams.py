@@ -102,7 +102,7 @@ numbers = st.one_of(
 
 
 @pytest.mark.parametrize(("make", "oracle"), by_name(PAIRS))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(streams=st.lists(pieces(numbers, 40), min_size=1, max_size=4))
 def test_alarms_come_at_exactly_the_indices_at_which_rivers_come(
     make: Make, oracle: Oracle, streams: list[list[float]]
@@ -111,7 +111,7 @@ def test_alarms_come_at_exactly_the_indices_at_which_rivers_come(
 
 
 @pytest.mark.parametrize(("make", "oracle"), by_name(BINARY))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(streams=st.lists(pieces(st.sampled_from([0.0, 1.0]), 60), min_size=1, max_size=4))
 @example(streams=[[1.0] * 100 + [0.0] * 100 + [1.0] * 100])
 def test_alarms_on_errors_come_at_exactly_the_indices_at_which_rivers_come(
@@ -140,10 +140,10 @@ def compare(make: Make, oracle: Oracle, streams: list[list[float]]) -> None:
         assert np.flatnonzero(alarms[:, column]).tolist() == river_alarms(oracle, stream)[0]
 
 
-def seeded(kind: str, steps: int = 2500, streams: int = 6) -> np.ndarray[Any, Any]:
+def seeded(kind: str, steps: int = 1600, streams: int = 6) -> np.ndarray[Any, Any]:
     """Random streams with changes at different places in each."""
     rng = np.random.default_rng(sum(map(ord, kind)))
-    level = np.cumsum(rng.random((steps, streams)) < 1 / 700, axis=0) % 3 / 3
+    level = np.cumsum(rng.random((steps, streams)) < 1 / 450, axis=0) % 3 / 3
     if kind == "errors":
         return (rng.random((steps, streams)) < 0.1 + level * 0.8).astype(float)
     if kind == "heavy":
@@ -215,7 +215,7 @@ def test_documented_streams_alarm_at_the_documented_indices(
 
 
 @pytest.mark.parametrize("make", [pytest.param(each[1], id=each[0]) for each in OURS])
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     rows=st.lists(
         st.lists(
