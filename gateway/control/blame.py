@@ -27,7 +27,7 @@ PARDON = "pardoned"
 
 WINDOW_S = 60.0
 RUN_DEATHS = 5
-"""So many crashes within the window while a version ran, and it is blocked."""
+"""So many crashes within the window while a version ran, by rows that differ, and it is blocked."""
 
 LOAD_DEATHS = 3
 """So many crashes within the window while a version was loaded, and it is blocked."""
@@ -130,7 +130,7 @@ class Blame:
         kind, limit = ("loading", LOAD_DEATHS) if culprit.loading else ("running", RUN_DEATHS)
         deaths = self.loads(key) if culprit.loading else self._unexplained(key)
         recent = [each for each in deaths if death.at_s - each.at_s < WINDOW_S]
-        if key in self._blocked or len(recent) < limit:
+        if key in self._blocked or len(recent if culprit.loading else _weighty(key, recent)) < limit:
             return
         causes = ", ".join(sorted({each.cause for each in recent}))
         reason = f"{len(recent)} workers crashed ({causes}) while {kind} it; it stays out until replaced or reloaded"
@@ -156,6 +156,17 @@ class Blame:
             plans.write(self._kept, BlockedVersions(versions))
         except OSError as error:
             log.error("not kept", extra={"event": "blocked-not-kept", "reason": error.strerror or ""})
+
+
+def _weighty(key: VersionKey, deaths: list[Death]) -> list[Death]:
+    """The crashes that count against a version that ran.
+
+    Until workers have heard of the first crash they note no rows, and all may die of the same one: that is one crash.
+    If it goes on so, they will never hear of it, and the version is to blame whatever it ran.
+    """
+    noted = [death for death in deaths if any(each.key == key and each.digests for each in death.culprits)]
+    unnoted = [death for death in deaths if death not in noted]
+    return noted + unnoted[:1] + unnoted[RUN_DEATHS:]
 
 
 def withdraw(manager: Manager, keys: Iterable[tuple[VersionKey, str]]) -> None:

@@ -25,6 +25,7 @@ class AioClient:
     def __init__(self, address: str) -> None:
         self._runner = asyncio.Runner()
         self._client: Any = self._runner.run(self._open(address))
+        self._leaves_replies = False
 
     @staticmethod
     async def _open(address: str) -> Any:
@@ -34,25 +35,25 @@ class AioClient:
         found = getattr(self._client, name)
         if not inspect.iscoroutinefunction(found):
             return found
+        # Of what these calls are answered they read no body.
+        self._leaves_replies |= name.endswith(("_live", "_ready"))
         return lambda *args, **kwargs: self._runner.run(found(*args, **kwargs))
 
     def close(self) -> None:
-        """Close it, and while its loop still turns also what its health calls leave open: they read no body."""
+        """Close it, and while its loop still turns also what it leaves open."""
         self._runner.run(self._client.close())
-        if not self._runner.run(self._ends(turns=20)):
+        if self._leaves_replies:
             gc.collect()
-            self._runner.run(self._ends())
+        self._runner.run(self._end())
         self._runner.close()
 
     @staticmethod
-    async def _ends(turns: int = 1_000_000) -> bool:
-        """Whether no socket is left soon: one with bytes that the server does not want any more closes a bit later."""
+    async def _end() -> None:
+        """Wait until no socket is left: one with bytes that the server does not want any more closes a little later."""
         loop: Any = asyncio.get_running_loop()
-        for _ in range(turns):
-            if len(loop._selector.get_map()) == 1:  # the loop's own
-                return True
+        await asyncio.sleep(0)
+        while len(loop._selector.get_map()) > 1:  # the loop's own
             await asyncio.sleep(0.001)
-        return False
 
 
 def tensor(name: str, array: np.ndarray, binary: bool = True) -> InferInput:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
 
 import pytest
@@ -52,15 +51,17 @@ def test_without_deaths_nobody_is_to_blame(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize(
-    ("culprit", "limit", "word"), [(running(), RUN_DEATHS, "running"), (loading(), LOAD_DEATHS, "loading")]
+    ("culprits", "word"),
+    [([running(), *map(running, range(RUN_DEATHS - 1))], "running"), ([loading()] * LOAD_DEATHS, "loading")],
 )
 def test_so_many_crashes_within_the_window_block_a_version_and_one_less_does_not(
-    culprit: Culprit, limit: int, word: str, rig: Rig
+    culprits: list[Culprit], word: str, rig: Rig
 ) -> None:
+    limit = len(culprits)
     for count in range(limit - 1):
-        rig.crash(float(count), culprit)
+        rig.crash(float(count), culprits[count])
     assert rig.blame.reason(KEY) == ""
-    rig.crash(10.0, culprit, cause="SIGFPE")
+    rig.crash(10.0, culprits[-1], cause="SIGFPE")
     assert rig.blame.reason(KEY).startswith(f"{limit} workers crashed (SIGFPE, SIGSEGV) while {word} it")
     assert rig.blame.reason(OTHER) == ""
     assert rig.blame.reason(VersionKey("m", 2, "new files")) == ""
@@ -95,6 +96,22 @@ def test_a_row_of_several_crashes_is_refused_and_does_not_count_against_its_vers
     assert rig.blame.reason(KEY) == ""
     assert rig.blame.refused(OTHER) == ()
     assert PAYLOAD_DEATHS == 2
+
+
+def test_workers_that_all_die_of_one_row_before_any_has_heard_of_it_do_not_block_its_version(rig: Rig) -> None:
+    for _ in range(RUN_DEATHS):
+        rig.crash(0.0, running())
+    for count in range(PAYLOAD_DEATHS + 1):
+        rig.crash(1.0 + count, running(7))
+        assert rig.blame.reason(KEY) == ""
+    assert rig.blame.refused(KEY) == (7,)
+
+
+def test_a_version_whose_rows_nobody_ever_notes_is_blocked_in_the_end(rig: Rig) -> None:
+    for count in range(2 * RUN_DEATHS - 1):
+        assert rig.blame.reason(KEY) == ""
+        rig.crash(float(count), running())
+    assert rig.blame.reason(KEY).startswith(f"{2 * RUN_DEATHS - 1} workers crashed")
 
 
 def test_different_rows_block_their_version(rig: Rig) -> None:
@@ -163,7 +180,7 @@ def test_a_blocked_version_drains_at_once_with_the_reason_and_the_one_before_it_
 
 
 def test_two_that_were_at_work_in_every_crash_are_both_to_blame(rig: Rig) -> None:
-    for count in itertools.islice(itertools.count(), RUN_DEATHS):
-        rig.crash(float(count), running(), running(key=OTHER))
+    for count in range(RUN_DEATHS):
+        rig.crash(float(count), running(count), running(count, key=OTHER))
     assert rig.blame.reason(KEY)
     assert rig.blame.reason(OTHER)
