@@ -160,6 +160,8 @@ class _Piece:
 
     def _texts(self, found: dict[str, pa.Array]) -> None:
         """Codes and the names that clients gave; and whatever else a frame holds."""
+        if not self.frames:
+            return
         texts: dict[str, list[str | None]] = {
             name: [None] * self.total for name in ("code", "request_id", "id", "trace")
         }

@@ -52,7 +52,14 @@ def differing(one: Array, other: Array) -> Array:
     else:
         bits = np.dtype(f"u{one.dtype.itemsize}")
         different = np.ascontiguousarray(one).view(bits) != np.ascontiguousarray(other).view(bits)
-    found: Array = different.reshape(rows, -1).any(axis=1)
+    flat = different.reshape(rows, -1)
+    if flat.shape[1] > 8:
+        found: Array = flat.any(axis=1)
+        return found
+    # Along so few columns numpy takes ten times as long.
+    found = flat[:, 0].copy()
+    for column in flat.T[1:]:
+        found |= column
     return found
 
 

@@ -147,7 +147,10 @@ class Replayer:
             answers.skip(NO_INPUTS, batch.num_rows)
             return int(batch.num_rows)
         outputs, odd = _fitting(outputs or [], version)
-        fixed = all(each.fixed for each in (*inputs, *outputs)) and not any(batch.column("whole").to_pylist())
+        fixed = (
+            all(each.fixed for each in (*inputs, *outputs))
+            and not batch.column("whole").to_numpy(zero_copy_only=False).any()
+        )
         if not fixed:
             loose.replay(batch, inputs, outputs, version, self._wish, answers)
             return int(batch.num_rows)
@@ -187,7 +190,7 @@ class Replayer:
         """Run spans of rows; what comes out, by output, where it has the shape of what was logged."""
         results = {name: np.empty_like(array) for name, array in rows.logged.items()}
         run = version.session.run
-        names, targets, inputs = list(results), list(results.values()), list(rows.inputs.items())
+        names, inputs = list(results), list(rows.inputs.items())
         largest = version.max_rows if self._wish.against is None else 0
         if largest and any(stop - start > largest for start, stop in spans):
             spans = [each for span in spans for each in runs.pieces(span, largest)]
@@ -195,12 +198,10 @@ class Replayer:
         try:
             if len(inputs) == 1:
                 ((only, values),) = inputs
-                for start, stop in spans:
-                    _put(targets, start, stop, run({only: values[start:stop]}, names))
+                found = [run({only: values[start:stop]}, names) for start, stop in spans]
             else:
-                for start, stop in spans:
-                    feed = {name: values[start:stop] for name, values in inputs}
-                    _put(targets, start, stop, run(feed, names))
+                found = [run({name: values[start:stop] for name, values in inputs}, names) for start, stop in spans]
+            _put_all(results, spans, found)
         except Exception:  # a model raises what it likes: the runs are gone through one by one to see which fail
             answers.failed += self._run_each(rows, spans, results, version)
         answers.run_s += time.perf_counter() - began
@@ -329,13 +330,27 @@ def _put(targets: Sequence[Array], start: int, stop: int, results: Sequence[Arra
         target[start:stop] = array
 
 
+def _put_all(results: Mapping[str, Array], spans: Sequence[Span], found: Sequence[Sequence[Array]]) -> None:
+    """Put the results of many runs into their rows: one copy for all that lie side by side. Raises as _put."""
+    sizes = [stop - start for start, stop in spans]
+    breaks = [at for at in range(1, len(spans)) if spans[at][0] != spans[at - 1][1]]
+    for target, arrays in zip(results.values(), zip(*found, strict=True), strict=True):
+        if list(map(len, arrays)) != sizes:
+            raise ValueError("a run gave another number of rows than it was given")
+        for first, last in zip([0, *breaks], [*breaks, len(spans)], strict=True):
+            rows = target[spans[first][0] : spans[last - 1][1]]
+            np.concatenate(arrays[first:last], out=rows, casting="unsafe")
+
+
 def _inside(spans: Sequence[Span], rows: int) -> Array:
     """Which of some rows lie in a span, (rows,); spans do not overlap."""
+    if sum(stop - start for start, stop in spans) == rows:
+        return np.ones(rows, np.bool_)
     edges = np.zeros(rows + 1, np.int8)
     if spans:
         starts, stops = np.array(spans).T
-        np.add.at(edges, starts, 1)
-        np.subtract.at(edges, stops, 1)
+        edges[starts] += 1
+        edges[stops] -= 1
     found: Array = np.cumsum(edges[:-1], dtype=np.int8).astype(np.bool_)
     return found
 
