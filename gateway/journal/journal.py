@@ -29,6 +29,11 @@ GROWTH = 4
 """The first segment of a version is small, each next one so many times larger, up to the setting."""
 
 FLUSH_S = 1.0
+BUSY_ROWS = 500
+"""A segment that takes so many rows a second has its memory prepared, a while beyond the next flush."""
+
+BEYOND_S = 0.25
+
 RETRY_S = 1.0
 """How long after a failure the disk is asked again."""
 
@@ -99,15 +104,20 @@ class Journal:
         """Publish how far segments are written; roll, seal and flush them. Called a few times a second."""
         self.wall_ns = time.time_ns() - time.monotonic_ns()
         work = Segment.protect if self.settings.flush == "process" else Segment.commit
+        due = now - self._flushed_at >= FLUSH_S
         for recorder in self._recorders.values():
             recorder.roll(self.settings.max_age_s)
             self._closing += recorder.closing
             recorder.closing.clear()
             for segment in recorder.segments():
                 segment.settle()
-                if now - self._flushed_at >= FLUSH_S:
+                if due:
                     self._submit(work, segment)
-        if now - self._flushed_at >= FLUSH_S:
+                segment.measure(now)
+                if segment.rate >= BUSY_ROWS:
+                    left = FLUSH_S if due else self._flushed_at + FLUSH_S - now
+                    self._submit(_make_ready, segment, int(segment.rate * (left + BEYOND_S)), due)
+        if due:
             self._flushed_at = now
         ended = [segment for segment in self._closing if segment.settle() == segment.fill]
         for segment in ended:
@@ -203,11 +213,13 @@ class Journal:
         """Make the next segment of a version before its present one is full."""
         for servable, recorder in self._recorders.items():
             key = (servable.model, servable.version)
-            filling = any(segment.used > 0.5 for segment in recorder.segments())
+            filling = [segment for segment in recorder.segments() if segment.used > 0.5]
             if filling and key not in self._spare:
                 plan = self._plan(recorder.spec, recorder.least_rows)
                 folder, side_bytes = self.settings.folder, self.settings.segment_bytes
-                self._spare[key] = self._pool.submit(Segment, folder, plan, side_bytes)
+                rate = max(segment.rate for segment in filling)
+                ahead = int(rate * (FLUSH_S + BEYOND_S)) if rate >= BUSY_ROWS else 0
+                self._spare[key] = self._pool.submit(_spare, folder, plan, side_bytes, ahead)
 
     # -- what went wrong
 
@@ -248,6 +260,17 @@ class Journal:
 def _commit_all(segments: list[Segment]) -> None:
     for segment in segments:
         segment.commit()
+
+
+def _make_ready(segment: Segment, rows: int, anew: bool) -> None:
+    segment.make_ready(rows, anew=anew)
+
+
+def _spare(folder: Path, spec: SegmentSpec, side_bytes: int, rows: int) -> Segment:
+    """A segment that is ready for so many rows. Raises OSError."""
+    segment = Segment(folder, spec, side_bytes)
+    segment.make_ready(rows)
+    return segment
 
 
 def _finish_spare(spare: Future[Segment]) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 from gateway.journal import schema
 from gateway.journal.extents import Extents
 from gateway.journal.frames import FrameFile
+from gateway.journal.pages import make_writable
 from gateway.journal.schema import EXTENT, MAX_EXTENTS, SEGMENT_SUFFIX, SIDE_SUFFIX, Control, SegmentSpec
 from gateway.types import Array
 
@@ -44,7 +45,7 @@ class Segment:
     """Rows are taken from `fill` on and written by their owner; `status` last, which makes a row count.
 
     Columns are attributes for meta columns and `inputs`, `outputs` by name. Belongs to the thread of the event loop but
-    for `flush`, `protect`, `commit` and `finish`.
+    for `make_ready`, `flush`, `protect`, `commit` and `finish`.
     """
 
     def __init__(self, folder: Path, spec: SegmentSpec, side_bytes: int = 1 << 62) -> None:
@@ -84,6 +85,9 @@ class Segment:
         self.window: Block | None = None
         self._fill = 0
         self.settled = 0
+        self.rate = 0.0
+        self._rated = (self.opened, 0)
+        self._ready = 0
         self.control: Array = np.frombuffer(self._buffer, "<i8", len(Control), spec.control_at)
         table: Array = np.frombuffer(self._buffer, EXTENT, MAX_EXTENTS, spec.extents_at)
         self._extents = Extents(table, self.control, list(self._columns.values()), spec.capacity)
@@ -128,6 +132,24 @@ class Segment:
             self.control[Control.ROWS] = at
         self.control[Control.TAKEN] = fill
         return at
+
+    def measure(self, now: float) -> None:
+        """Take the rows since the last time, a second, for the `rate` at which others will come."""
+        before, fill = self._rated, self.fill
+        self.rate = (fill - before[1]) / max(now - before[0], 1e-3)
+        self._rated = (now, fill)
+
+    def make_ready(self, rows: int, *, anew: bool = False) -> None:
+        """Have so many rows after those that are taken, as far as there are, written without waiting for a page.
+
+        `anew`: also those for which that was done before; after a flush the system looks at their pages again.
+        """
+        fill = self.fill
+        start, stop = fill if anew else max(fill, self._ready), min(fill + rows, self.capacity)
+        if start < stop:
+            for array in (*self.inputs.values(), *self.outputs.values(), *map(np.asarray, self.scalars)):
+                make_writable(array[start:stop])
+            self._ready = stop
 
     def protect(self) -> None:
         """Checksum what is settled since the last time."""
