@@ -35,10 +35,20 @@ def map_columns(buffer: Any, spec: SegmentSpec) -> dict[tuple[str, str], Array]:
 
 
 class Target(NamedTuple):
-    """The column of an output: `width` elements a row."""
+    """The column of an output: `width` elements a row, and the same `memory` as bytes, `row_bytes` a row."""
 
     array: Array
+    dtype: np.dtype[Any]
     width: int
+    memory: memoryview
+    row_bytes: int
+
+    @classmethod
+    def of(cls, array: Array) -> Target:
+        """The target that a column is."""
+        width = array[0].size
+        memory = array.reshape(-1).view(np.uint8).data
+        return cls(array, array.dtype, width, memory, width * array.itemsize)
 
 
 class Segment:
