@@ -24,6 +24,9 @@ MAX_PIPELINED = 64
 LINGER_S = 2.0
 """How long a refused client may go on sending before its connection is closed."""
 
+JOINED_BYTES = 1 << 16
+"""A body up to this goes out in one piece with the head before it; to copy a longer one costs more than a packet."""
+
 IDLE, HEAD, BODY = range(3)
 """What a connection is receiving: nothing, a request's headers, its body."""
 
@@ -31,16 +34,39 @@ IDLE, HEAD, BODY = range(3)
 class Exit:
     """The transport as an ASGI reply sees it: closed behind a reply, it lets the client read it first.
 
-    A client that still sends its body would lose the reply to the reset that closing on unread data brings.
+    A client that still sends its body would lose the reply to the reset that closing on unread data brings. The head of
+    a reply waits for what is written behind it in the same turn of the loop: it would be a packet of its own.
     """
 
     def __init__(self, protocol: Connection) -> None:
         self._protocol = protocol
-        self.write = protocol.transport.write
+        self._transport = protocol.transport
+        self._head: bytes | None = None
+        self._has_begun = False
         self.is_closing = protocol.transport.is_closing
+
+    def write(self, data: bytes) -> None:
+        """See asyncio.Transport."""
+        if not self._has_begun:
+            self._has_begun = True
+            self._head = data
+            self._protocol.loop.call_soon(self.let_go)
+        elif self._head is not None and len(data) <= JOINED_BYTES:
+            head, self._head = self._head, None
+            self._transport.write(head + data)
+        else:
+            self.let_go()
+            self._transport.write(data)
+
+    def let_go(self) -> None:
+        """Nothing is written behind the head of the reply for now."""
+        if self._head is not None:
+            head, self._head = self._head, None
+            self._transport.write(head)
 
     def close(self) -> None:
         """Close, when the client has got what it is owed."""
+        self.let_go()
         protocol = self._protocol
         if protocol.stage == BODY and protocol.cycle.response_complete:
             protocol.finished = True
@@ -110,6 +136,9 @@ class Connection(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         """An ASGI reply is complete. uvicorn's own timer for what comes next is not used: `check` has all deadlines."""
+        if isinstance(self.cycle.transport, Exit):
+            # It may be without a body, and what follows does not go this way.
+            self.cycle.transport.let_go()
         super().on_response_complete()
         self._unset_keepalive_if_required()
         if self.stage == IDLE:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-import secrets
+import os
+import random
 import time
 
 from starlette.datastructures import MutableHeaders
@@ -32,13 +33,15 @@ class RequestId:
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
+        # An id is a name and no secret: it need not cost a call of the system.
+        self._random = random.Random(os.urandom(16))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        request_id = offered_id(scope["headers"]) or secrets.token_hex(8)
+        request_id = offered_id(scope["headers"]) or f"{self._random.getrandbits(64):016x}"
         scope.setdefault("state", {})["request_id"] = request_id
 
         async def send_with_id(message: Message) -> None:

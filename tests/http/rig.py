@@ -89,6 +89,7 @@ class FakeTransport(asyncio.Transport):
         self._loop = loop
         self.protocol: asyncio.Protocol | None = None
         self.written = b""
+        self.writes = 0
         self.closing = self.eof = self.aborted = False
         self.reading = True
 
@@ -96,6 +97,7 @@ class FakeTransport(asyncio.Transport):
         """See asyncio."""
         if self.eof:
             raise RuntimeError("Cannot call write() after write_eof()")
+        self.writes += 1
         if not self.closing:
             self.written += bytes(data)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
 from gateway.http.connection import LINGER_S
 from tests.http.alone import alone, values_of
 from tests.http.messages import INFER, KINDS, document, message
-from tests.http.rig import Rig, run, settle
+from tests.http.rig import Rig, run, settle, turn
 from tests.inference.fakes import FakeSession, Gate, servable
 
 LONG = {"run_s": 1.0, "batch_s": 1.0}
@@ -217,6 +218,58 @@ def test_a_connection_between_requests_is_closed_when_it_was_idle_for_too_long()
         connection.check(rig.set_clock(2))
         assert connection.transport.closing
         assert len(connection.replies()) == 3
+
+    run(main)
+
+
+def test_head_and_body_of_an_asgi_reply_go_out_in_one_piece() -> None:
+    rig = Rig(servable())
+
+    async def main() -> None:
+        connection = rig.connect()
+        for count in (1, 2):
+            connection.send(KINDS["metadata"])
+            await settle(rig)
+            assert (len(connection.replies()), connection.transport.writes) == (count, count)
+
+    run(main)
+
+
+def test_an_asgi_reply_without_a_body_goes_out_before_what_was_asked_behind_it() -> None:
+    rig = Rig(servable())
+
+    async def main() -> None:
+        connection = rig.connect()
+        connection.send(message(method="HEAD", path="/v2/health/live") + KINDS["json"])
+        await settle(rig)
+        first, _, rest = connection.transport.written.partition(b"\r\n\r\n")
+        assert first.startswith(b"HTTP/1.1 200 OK")
+        assert rest.startswith(b"HTTP/1.1 200 OK")
+        assert b"prediction_id" in rest
+        assert b"prediction" not in first.lower()
+
+    run(main)
+
+
+def test_the_head_of_an_asgi_reply_does_not_wait_for_a_body_that_comes_later() -> None:
+    rig = Rig(servable())
+    goes_on = asyncio.Event()
+
+    async def slowly(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"4")]})
+        await goes_on.wait()
+        await send({"type": "http.response.body", "body": b"done"})
+
+    rig.config.loaded_app = slowly
+
+    async def main() -> None:
+        connection = rig.connect()
+        connection.send(KINDS["metadata"])
+        await turn()
+        assert connection.transport.written.endswith(b"content-length: 4\r\n\r\n")
+        goes_on.set()
+        await settle(rig)
+        assert connection.transport.written.endswith(b"\r\n\r\ndone")
 
     run(main)
 
