@@ -98,12 +98,16 @@ class _Piece:
         found: dict[str, pa.Array] = {}
         loose = (self.meta["form"] == Form.FRAME)[self.at]
         first = self.first[self.at]
-        found["prediction_id"] = prediction_ids(self.segment.spec.prefix, np.where(loose, self.at, first) + self.start)
-        inner = np.arange(total) - self.begin[self.at]
-        found["row"] = pa.array(np.where(loose, inner, self.at - first).astype(np.int32))
+        if len(self.loose):
+            # A request whose rows are in a frame has one row in the segment, which none before it begins.
+            first = np.where(loose, self.at, first)
+        found["prediction_id"] = prediction_ids(self.segment.spec.prefix, first + self.start)
+        rows = self.at - first
+        if len(self.loose):
+            rows = np.where(loose, np.arange(total) - self.begin[self.at], rows)
+        found["row"] = pa.array(rows.astype(np.int32))
         if "span" in wanted:
-            spans = self.meta["span"][first].astype(np.int32)
-            found["span"] = pa.array(np.where(loose, self.meta["span"][self.at].astype(np.int32), spans))
+            found["span"] = pa.array(self.meta["span"][first].astype(np.int32))
         if "time" in wanted:
             time_ns = self.take(self.segment.column("time_ns"))
             found["time"] = pa.array(time_ns // 1000).cast(pa.timestamp("us", "UTC"))
