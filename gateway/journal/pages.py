@@ -1,7 +1,6 @@
 """Pages: memory of a mapped file is made writable before anything is written to it, aside of the event loop.
 
-With the first write to a page the file system looks for its place: some microseconds, in the middle of a request. For
-many pages at once that takes a quarter of the time.
+With the first write to a page the file system looks for its place: some microseconds, in the middle of a request.
 """
 
 from __future__ import annotations
