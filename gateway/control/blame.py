@@ -130,7 +130,8 @@ class Blame:
         kind, limit = ("loading", LOAD_DEATHS) if culprit.loading else ("running", RUN_DEATHS)
         deaths = self.loads(key) if culprit.loading else self._unexplained(key)
         recent = [each for each in deaths if death.at_s - each.at_s < WINDOW_S]
-        if key in self._blocked or len(recent if culprit.loading else _weighty(key, recent)) < limit:
+        counted = recent if culprit.loading else _counted(key, recent)
+        if key in self._blocked or len(counted) < limit:
             return
         causes = ", ".join(sorted({each.cause for each in recent}))
         reason = f"{len(recent)} workers crashed ({causes}) while {kind} it; it stays out until replaced or reloaded"
@@ -158,7 +159,7 @@ class Blame:
             log.error("not kept", extra={"event": "blocked-not-kept", "reason": error.strerror or ""})
 
 
-def _weighty(key: VersionKey, deaths: list[Death]) -> list[Death]:
+def _counted(key: VersionKey, deaths: list[Death]) -> list[Death]:
     """The crashes that count against a version that ran.
 
     Until workers have heard of the first crash they note no rows, and all may die of the same one: that is one crash.

@@ -25,7 +25,7 @@ LINGER_S = 2.0
 """How long a refused client may go on sending before its connection is closed."""
 
 JOINED_BYTES = 1 << 16
-"""A body up to this goes out in one piece with the head before it; to copy a longer one costs more than a packet."""
+"""A body up to this goes out in one piece with the head before it; a longer one is not copied for that."""
 
 IDLE, HEAD, BODY = range(3)
 """What a connection is receiving: nothing, a request's headers, its body."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import random
 import time
 
@@ -34,7 +33,7 @@ class RequestId:
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
         # An id is a name and no secret: it need not cost a call of the system.
-        self._random = random.Random(os.urandom(16))
+        self._random = random.Random()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""

@@ -98,13 +98,12 @@ class _Piece:
         found: dict[str, pa.Array] = {}
         loose = (self.meta["form"] == Form.FRAME)[self.at]
         first = self.first[self.at]
-        if len(self.loose):
-            # A request whose rows are in a frame has one row in the segment, which none before it begins.
-            first = np.where(loose, self.at, first)
-        found["prediction_id"] = prediction_ids(self.segment.spec.prefix, first + self.start)
         rows = self.at - first
         if len(self.loose):
+            # A request whose rows are in a frame has one row in the segment, with which it begins.
+            first = np.where(loose, self.at, first)
             rows = np.where(loose, np.arange(total) - self.begin[self.at], rows)
+        found["prediction_id"] = prediction_ids(self.segment.spec.prefix, first + self.start)
         found["row"] = pa.array(rows.astype(np.int32))
         if "span" in wanted:
             found["span"] = pa.array(self.meta["span"][first].astype(np.int32))

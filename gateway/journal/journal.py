@@ -114,9 +114,9 @@ class Journal:
                 if due:
                     self._submit(work, segment)
                 segment.measure(now)
-                if segment.rate >= BUSY_ROWS:
-                    left = FLUSH_S if due else self._flushed_at + FLUSH_S - now
-                    self._submit(_make_ready, segment, int(segment.rate * (left + BEYOND_S)), due)
+                left = FLUSH_S if due else self._flushed_at + FLUSH_S - now
+                if rows := _expected(segment, left):
+                    self._submit(Segment.make_ready, segment, rows, due)
         if due:
             self._flushed_at = now
         ended = [segment for segment in self._closing if segment.settle() == segment.fill]
@@ -217,9 +217,8 @@ class Journal:
             if filling and key not in self._spare:
                 plan = self._plan(recorder.spec, recorder.least_rows)
                 folder, side_bytes = self.settings.folder, self.settings.segment_bytes
-                rate = max(segment.rate for segment in filling)
-                ahead = int(rate * (FLUSH_S + BEYOND_S)) if rate >= BUSY_ROWS else 0
-                self._spare[key] = self._pool.submit(_spare, folder, plan, side_bytes, ahead)
+                rows = max(_expected(segment, FLUSH_S) for segment in filling)
+                self._spare[key] = self._pool.submit(_spare, folder, plan, side_bytes, rows)
 
     # -- what went wrong
 
@@ -262,8 +261,9 @@ def _commit_all(segments: list[Segment]) -> None:
         segment.commit()
 
 
-def _make_ready(segment: Segment, rows: int, anew: bool) -> None:
-    segment.make_ready(rows, anew=anew)
+def _expected(segment: Segment, seconds: float) -> int:
+    """Rows that come in so many seconds and a little longer; none where too few come to prepare for them."""
+    return int(segment.rate * (seconds + BEYOND_S)) if segment.rate >= BUSY_ROWS else 0
 
 
 def _spare(folder: Path, spec: SegmentSpec, side_bytes: int, rows: int) -> Segment:

@@ -217,7 +217,7 @@ class Recorder:
         for column, array in zip(columns, arrays, strict=True):
             if column is None or array.size != count * column.width:
                 plain = False
-            elif count == 1 and array.dtype is column.dtype:
+            elif count == 1 and array.dtype == column.dtype:
                 # numpy takes twice as long to find out that a row is a row.
                 size = column.row_bytes
                 column.memory[start * size : start * size + size] = array.tobytes()

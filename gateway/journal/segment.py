@@ -149,7 +149,7 @@ class Segment:
         self.rate = (fill - before[1]) / max(now - before[0], 1e-3)
         self._rated = (now, fill)
 
-    def make_ready(self, rows: int, *, anew: bool = False) -> None:
+    def make_ready(self, rows: int, anew: bool = False) -> None:
         """Have so many rows after those that are taken, as far as there are, written without waiting for a page.
 
         `anew`: also those for which that was done before; after a flush the system looks at their pages again.

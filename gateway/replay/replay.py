@@ -332,12 +332,10 @@ def _put(targets: Sequence[Array], start: int, stop: int, results: Sequence[Arra
 
 def _put_all(results: Mapping[str, Array], spans: Sequence[Span], found: Sequence[Sequence[Array]]) -> None:
     """Put the results of many runs into their rows: one copy for all that lie side by side. Raises as _put."""
-    sizes = [stop - start for start, stop in spans]
     if not spans:
         return
-    breaks: list[int] = []
-    if sum(sizes) < spans[-1][1] - spans[0][0]:
-        breaks = [at for at in range(1, len(spans)) if spans[at][0] != spans[at - 1][1]]
+    sizes = [stop - start for start, stop in spans]
+    breaks = [at for at in range(1, len(spans)) if spans[at][0] != spans[at - 1][1]]
     for target, arrays in zip(results.values(), zip(*found, strict=True), strict=True):
         if list(map(len, arrays)) != sizes:
             raise ValueError("a run gave another number of rows than it was given")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import platform
+import re
 import resource
 import sys
 from pathlib import Path
@@ -19,7 +20,7 @@ from tests.journal.rig import Gateway, document, load, normal
 from tests.onnx_models import identity, put
 
 pytestmark = pytest.mark.skipif(
-    not sys.platform.startswith("linux") or tuple(map(int, platform.release().split(".")[:2])) < (5, 14),
+    not sys.platform.startswith("linux") or tuple(map(int, re.findall(r"\d+", platform.release())[:2])) < (5, 14),
     reason="this system cannot be told to make pages writable",
 )
 WIDTH = 256
