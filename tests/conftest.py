@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import gc
 import os
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from itertools import islice
@@ -26,20 +27,26 @@ gc.disable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the files that have slow tests, some in each test process, so that none is left over for the end.
+    """Begin with the files that have slow tests, the slowest first, each where the least is to be done before it.
 
     xdist deals out equal runs of neighbours, from the first on, and lets who has done with its own take from the ends
-    of others.
+    of others; nobody takes what is already next behind a long test.
     """
     shares: list[list[pytest.Item]] = [[] for _ in range(int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))]
     if len(shares) == 1:
         return
-    slow = dict.fromkeys(item.path for item in items if item.get_closest_marker("slow"))
-    home = {path: shares[index % len(shares)] for index, path in enumerate(slow)}
+    seconds: Counter[Path] = Counter()
+    files: defaultdict[Path, list[pytest.Item]] = defaultdict(list)
     for item in items:
-        if item.path in home:
-            home[item.path].append(item)
-    others = iter([item for item in items if item.path not in home])
+        files[item.path].append(item)
+        if mark := item.get_closest_marker("slow"):
+            seconds[item.path] += mark.args[0]
+    filled = [0] * len(shares)
+    for path, needed in seconds.most_common():
+        least = filled.index(min(filled))
+        filled[least] += needed
+        shares[least] += files.pop(path)
+    others = iter([item for file in files.values() for item in file])
     for share in shares:
         share.extend(islice(others, max(0, len(items) // len(shares) - len(share))))
     items[:] = [item for share in (*shares, others) for item in share]

@@ -19,7 +19,7 @@ import pytest
 from tests.clients.ondemand import FetchFailed, unavailable, wheel
 from tests.servers import Server
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow(4), pytest.mark.timeout(600)]
 
 REQUIREMENT = "tritonclient==2.41.0"
 SHA256 = "cf4ed5df836fa99937678a9fd852f86ba05c7b83656dd0a540e20afdb9ab4629"

@@ -73,7 +73,7 @@ def test_at_least_300_tests_are_chosen_with_every_operator_and_every_datatype() 
     assert {type_ for test in tests for _, type_ in (*test.inputs, *test.outputs)} == CARRIED
 
 
-@pytest.mark.slow
+@pytest.mark.slow(8)
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("shard", range(SHARDS))
 def test_served_answers_are_the_expected_ones(shard: int, tmp_path: Path) -> None:

@@ -253,6 +253,7 @@ def skip_with_other_packages(model: str) -> None:
 
 
 @needs_training_packages
+@pytest.mark.slow(8)
 def test_training_tiny_again_reproduces_the_shipped_digest(tmp_path: Path) -> None:
     skip_with_other_packages("tiny")
     result = train("tiny", "--out", str(tmp_path / "tiny"))
@@ -261,7 +262,7 @@ def test_training_tiny_again_reproduces_the_shipped_digest(tmp_path: Path) -> No
 
 
 @needs_training_packages
-@pytest.mark.slow
+@pytest.mark.slow(60)
 def test_training_flights_again_reproduces_the_shipped_digests(tmp_path: Path) -> None:
     skip_with_other_packages("flights")
     result = train("flights", "--out", str(tmp_path / "flights"))

@@ -73,7 +73,7 @@ def test_a_baseline_counts_what_pandas_counts_in_the_training_data(version: int)
 
 
 @needs_data
-@pytest.mark.slow
+@pytest.mark.slow(20)
 def test_building_the_baseline_of_version_1_again_gives_the_shipped_counts_and_labels() -> None:
     """Its answers come from models that are trained anew, so they are promised for the package versions of train.py."""
     import onnx

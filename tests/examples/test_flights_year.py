@@ -99,7 +99,7 @@ def test_the_same_seed_says_the_same_and_never_twice_about_one_flight_in_a_step(
         assert all(year["step"].iloc[each.flight] <= step for each in said if not each.by_request)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(20)
 def test_the_export_of_the_year_equals_a_join_of_what_was_sent_and_the_ledger_counted_every_event(
     start_server: Callable[..., Server], tmp_path: Path
 ) -> None:

@@ -25,7 +25,7 @@ from tests.onnx_models import identity, put
 from tests.server.watching import holding
 from tests.servers import Server
 
-pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.faults, pytest.mark.slow(20), pytest.mark.timeout(600)]
 
 CONNECTIONS = 256
 REQUESTS = 100_000

@@ -151,7 +151,7 @@ def look_up(server: Server, clients: Clients) -> list[str]:
 
 
 @pytest.mark.faults
-@pytest.mark.slow
+@pytest.mark.slow(35)
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("flush", ["process", "interval", "commit"])
 def test_what_was_answered_is_found_and_what_was_acknowledged_is_there_once_after_twenty_kills(

@@ -34,6 +34,7 @@ def asking(trips: float) -> Any:
     return {"inputs": [{"name": "x", "shape": [1, 4], "datatype": "FP32", "data": [trips, 0, 0, 0]}]}
 
 
+@pytest.mark.slow(15)
 def test_on_sighup_every_process_is_replaced_and_no_worker_ends_before_its_successor_serves(
     pair: Pair, models: Path
 ) -> None:
@@ -71,6 +72,7 @@ def test_on_sighup_every_process_is_replaced_and_no_worker_ends_before_its_succe
     assert server.stop() == 0
 
 
+@pytest.mark.slow(10)
 def test_where_processes_cannot_start_any_more_the_old_ones_stay_and_the_others_go_on(
     pair: Pair, tmp_path: Path
 ) -> None:
@@ -132,7 +134,7 @@ def test_a_worker_that_lacks_a_model_takes_no_clients_until_it_has_loaded_it(pai
     assert_every_connection_is_answered(server)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(17)
 def test_a_worker_that_cannot_load_a_model_serves_without_it_in_the_end_and_goes_on_trying(
     pair: Pair, models: Path
 ) -> None:

@@ -13,7 +13,7 @@ from tests.onnx_models import constant_answer, put
 from tests.server.watching import ROW, SteadyClient
 from tests.servers import Server
 
-pytestmark = [pytest.mark.faults, pytest.mark.slow]
+pytestmark = [pytest.mark.faults, pytest.mark.slow(15)]
 
 ALIAS_SWAPS, LOAD_SWAPS = 90, 10
 

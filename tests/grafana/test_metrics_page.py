@@ -12,7 +12,7 @@ from tests.grafana import page
 PAGE = page.PATH.read_text(encoding="utf-8")
 
 
-@pytest.mark.slow
+@pytest.mark.slow(20)
 def test_the_page_is_what_a_running_gateway_exposes(tmp_path: Path) -> None:
     """If this fails, run `python -m tests.grafana.page` and read what it changed in docs/metrics.md."""
     if all([shutil.which(name) for name in ("prometheus", "prometheus-alertmanager")]):

@@ -195,7 +195,7 @@ def checks() -> Iterator[tuple[str, Callable[[Played], None]]]:
         yield check.__name__, check
 
 
-@pytest.mark.slow
+@pytest.mark.slow(85)
 @pytest.mark.timeout(900)
 def test_what_the_dashboards_show_is_what_happened(tmp_path: Path) -> None:
     """See tests/grafana/play.py. One test, since playing takes long; it names every check that fails."""

@@ -217,7 +217,7 @@ def test_alertmanager_accepts_the_example() -> None:
     assert "2 receivers" in done.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.slow(8)
 @pytest.mark.parametrize("long", [False, True], ids=["within hours", "over days"])
 def test_every_alert_fires_in_its_case_and_nothing_else_does(tmp_path: Path, long: bool) -> None:
     assert "SUCCESS" in promtool("test", "rules", unit_tests(tmp_path, long=long))

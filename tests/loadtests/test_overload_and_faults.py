@@ -48,7 +48,7 @@ def test_the_admin_port_and_percentiles_are_read(tmp_path: Path) -> None:
     assert p99_ms([0.001] * 100) == pytest.approx(1)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(15)
 @pytest.mark.faults
 def test_faults_are_measured_and_judged() -> None:
     command = [sys.executable, "-m", "loadtests.faults", "--kills", "1", "--swaps", "4"]

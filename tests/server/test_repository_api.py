@@ -349,7 +349,7 @@ def test_a_load_that_another_request_overrules_is_told_so_and_does_not_wait(
     server.wait_for(lambda: answering(server) == "1", 20, "the model beside it answers")
 
 
-@pytest.mark.slow
+@pytest.mark.slow(5)
 def test_many_loads_and_unloads_of_one_model_at_once_all_end_and_leave_it_whole(
     models: Path, start_server: Start
 ) -> None:

@@ -17,7 +17,7 @@ FOLDER_SWAPS, API_SWAPS, ALIAS_SWAPS = 14, 10, 26
 CORRUPT = constant_answer(3)[:-20]
 
 
-@pytest.mark.slow
+@pytest.mark.slow(10)
 @pytest.mark.timeout(300)
 def test_fifty_swaps_and_a_corrupt_version_under_load_lose_nothing_and_leave_nothing(
     tmp_path: Path, start_server: Callable[..., Server]
