@@ -19,7 +19,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help serve test check lint bench bench-journal bench-monitors bench-alarms loadtest demo lock prove-image clean
+.PHONY: help serve test check lint reproduce bench bench-journal bench-monitors bench-alarms loadtest demo lock prove-image clean
 
 help:  ## This list
 	@sed -nE 's/^([a-z-]+):.*  ## (.*)/  make \1 \t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -30,7 +30,10 @@ serve: $(VENV)/.runtime  ## Serve the example models on port 8080; MODELS=folder
 test: $(VENV)/.dev  ## Run the whole test suite; ARGS="-k name" for a part of it
 	$(PYTEST) $(ARGS)
 
-check: lint test  ## What CI runs: ruff, mypy --strict, the whole test suite
+check: lint test reproduce  ## What CI runs: ruff, mypy --strict, the whole test suite, the examples trained anew
+
+reproduce: $(VENV)/.dev  ## Train the examples anew: models, lineage and baselines are those that ship
+	$(PYTEST) -m reproduces tests/examples
 
 lint: $(VENV)/.dev  ## ruff and mypy --strict alone
 	$(VENV)/bin/ruff check

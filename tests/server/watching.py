@@ -29,7 +29,7 @@ class Answer(NamedTuple):
 class SteadyClient:
     """Sends to one URL over kept connections, from several threads, until it is left; remembers every answer."""
 
-    def __init__(self, server: Server, path: str, threads: int = 3, pause_s: float = 0.005) -> None:
+    def __init__(self, server: Server, path: str, threads: int = 3, pause_s: float = 0.012) -> None:
         self._server = server
         self._path = path
         self._pause_s = pause_s
