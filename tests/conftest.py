@@ -29,8 +29,8 @@ gc.disable()
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the files that have slow tests, the slowest first, each where the least is to be done before it.
 
-    xdist deals out equal runs of neighbours, from the first on, and lets who has done with its own take from the ends
-    of others; nobody takes what is already next behind a long test.
+    xdist deals out equal runs of neighbours, from the first on, where they are not equal the longer ones last. Who has
+    done with its own takes from the ends of others, but nobody takes what is already next behind a long test.
     """
     shares: list[list[pytest.Item]] = [[] for _ in range(int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))]
     if len(shares) == 1:
@@ -47,8 +47,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         filled[least] += needed
         shares[least] += files.pop(path)
     others = iter([item for file in files.values() for item in file])
-    for share in shares:
-        share.extend(islice(others, max(0, len(items) // len(shares) - len(share))))
+    left = len(items)
+    for index, share in enumerate(shares):
+        share.extend(islice(others, max(0, left // (len(shares) - index) - len(share))))
+        left -= len(share)
     items[:] = [item for share in (*shares, others) for item in share]
 
 
