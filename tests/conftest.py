@@ -5,10 +5,11 @@ from __future__ import annotations
 import atexit
 import gc
 import os
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from itertools import islice
+from operator import itemgetter
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 gc.disable()
 
 
+# Last, so that what is deselected is gone.
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the files that have slow tests, the slowest first, each where the least is to be done before it.
 
@@ -35,14 +38,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     shares: list[list[pytest.Item]] = [[] for _ in range(int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))]
     if len(shares) == 1:
         return
-    seconds: Counter[Path] = Counter()
+    seconds: defaultdict[Path, float] = defaultdict(float)
     files: defaultdict[Path, list[pytest.Item]] = defaultdict(list)
     for item in items:
         files[item.path].append(item)
         if mark := item.get_closest_marker("slow"):
             seconds[item.path] += mark.args[0]
-    filled = [0] * len(shares)
-    for path, needed in seconds.most_common():
+    filled = [0.0] * len(shares)
+    for path, needed in sorted(seconds.items(), key=itemgetter(1), reverse=True):
         least = filled.index(min(filled))
         filled[least] += needed
         shares[least] += files.pop(path)

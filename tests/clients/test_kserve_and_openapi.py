@@ -20,7 +20,7 @@ from tests.servers import Server
 HERE = Path(__file__).resolve().parent
 
 pytestmark = [
-    pytest.mark.slow(15),
+    pytest.mark.slow(1),
     pytest.mark.timeout(600),
     pytest.mark.skipif(sys.version_info >= (3, 14), reason="kserve 0.21 is for Python before 3.14"),
 ]

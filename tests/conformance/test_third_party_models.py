@@ -22,7 +22,7 @@ from tests.conformance.node_tests import session
 from tests.conformance.protocol import Client, Format, Refused, datatype_of
 from tests.servers import Server
 
-pytestmark = [pytest.mark.slow(1), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow(0.25), pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
