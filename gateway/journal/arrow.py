@@ -65,8 +65,9 @@ class _Piece:
         self.meta = {name: segment.column(name)[take] for name in ("status", "form", "span", "batch", "side")}
         count = stop - start
         written = self.meta["status"] != 0
-        begins = np.where((self.meta["span"] > 0) & written, np.arange(count), 0)
-        self.first = np.maximum.accumulate(begins) if count else begins
+        places = np.arange(count)
+        begins = (self.meta["span"] > 0) & written
+        self.first = places if begins.all() else np.maximum.accumulate(np.where(begins, places, 0))
         offsets: list[int] = []
         if (beside := self.meta["side"] > 0).any():
             offsets = np.unique(self.meta["side"][beside & written]).tolist()
@@ -82,13 +83,16 @@ class _Piece:
             else:
                 self.whole.add(index)
         self.plain = bool((self.counts == 1).all())
-        self.begin = np.cumsum(self.counts) - self.counts
+        self.begin = places if self.plain else np.cumsum(self.counts) - self.counts
         self.total = int(self.counts.sum())
-        self.at = np.arange(count) if self.plain else np.repeat(np.arange(count), self.counts)
+        self.at = places if self.plain else np.repeat(places, self.counts)
 
     def take(self, array: Array) -> Array:
         """Values of segment rows as values of table rows."""
-        piece = array[self.start : self.start + len(self.counts)]
+        return self._each(array[self.start : self.start + len(self.counts)])
+
+    def _each(self, piece: Array) -> Array:
+        """Values of the rows of this piece as values of table rows."""
         return piece if self.plain else piece[self.at]
 
     def batch(self, schema: pa.Schema, tensors: list[Tensor]) -> pa.RecordBatch:
@@ -96,17 +100,20 @@ class _Piece:
         total = self.total
         wanted = set(schema.names)
         found: dict[str, pa.Array] = {}
-        loose = (self.meta["form"] == Form.FRAME)[self.at]
-        first = self.first[self.at]
+        loose = self._each(self.meta["form"] == Form.FRAME)
+        first = self._each(self.first)
         rows = self.at - first
         if len(self.loose):
             # A request whose rows are in a frame has one row in the segment, with which it begins.
             first = np.where(loose, self.at, first)
             rows = np.where(loose, np.arange(total) - self.begin[self.at], rows)
-        found["prediction_id"] = prediction_ids(self.segment.spec.prefix, first + self.start)
+        if "prediction_id" in wanted:
+            found["prediction_id"] = prediction_ids(self.segment.spec.prefix, first + self.start)
         found["row"] = pa.array(rows.astype(np.int32))
         if "span" in wanted:
-            found["span"] = pa.array(self.meta["span"][first].astype(np.int32))
+            found["span"] = pa.array(
+                (self.meta["span"] if first is self.at else self.meta["span"][first]).astype(np.int32)
+            )
         if "time" in wanted:
             time_ns = self.take(self.segment.column("time_ns"))
             found["time"] = pa.array(time_ns // 1000).cast(pa.timestamp("us", "UTC"))
@@ -157,6 +164,8 @@ class _Piece:
 
     def _mark_lost(self) -> None:
         """Say of rows whose frame is damaged that something of them is missing."""
+        if not self.lost:
+            return
         for index in np.flatnonzero(np.isin(self.meta["side"], self.lost) & (self.counts > 0)).tolist():
             for at in range(self.begin[index], self.begin[index] + self.counts[index]):
                 self.extra[int(at)] = {"damaged": True}
@@ -228,7 +237,7 @@ class _Piece:
     def _column(self, tensor: Tensor, loose: Array) -> pa.Array:
         """A tensor whose values lie in the segment, but for those rows that have them in a frame."""
         values = self.take(self._columns(tensor.group)[tensor.name])
-        none = loose.copy() if tensor.group == "input" else loose | (self.meta["batch"] == 0)[self.at]
+        none = loose.copy() if tensor.group == "input" else loose | self._each(self.meta["batch"] == 0)
         for offset, frame in self.frames.items():
             if tensor.group == "output" and tensor.name not in frame.get("only", (tensor.name,)):
                 none[self._own(offset, frame)[1]] = True

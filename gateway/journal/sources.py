@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -70,19 +71,19 @@ def models(data: Path) -> set[str]:
     return names
 
 
-def read(data: Path, source: Source, columns: Collection[str] | None = None) -> Iterator[pa.RecordBatch]:
+def read(
+    data: Path, source: Source, columns: Collection[str] | None = None, segment: Segment | None = None
+) -> Iterator[pa.RecordBatch]:
     """The rows of a source, of all or some columns; each batch ends with a run. Raises Damaged, OSError.
 
-    A segment that went into the archive in the meantime is read there.
+    `segment`: its segment, where that is open already. One that went into the archive in the meantime is read there.
     """
-    if source.segment is not None:
-        try:
+    if segment is None and source.segment is not None:
+        with suppress(FileNotFoundError):
             segment = Segment.open(source.segment)
-        except FileNotFoundError:
-            pass
-        else:
-            yield from arrow.batches(segment, columns)
-            return
+    if segment is not None:
+        yield from arrow.batches(segment, columns)
+        return
     path = shelves.find(data / shelves.FOLDER, source.prefix)
     if path is None:
         raise Damaged(f"segment {source.prefix} went away while it was looked for")

@@ -12,7 +12,7 @@ from gateway.journal.columns import Tensor
 from gateway.replay import runs
 from gateway.replay.compare import Tolerance, difference
 from gateway.replay.report import NO_INPUTS, NOT_ANSWERED, OTHER_TIME, Answers, Wish
-from gateway.replay.runs import Rows
+from gateway.replay.runs import Ids, Rows
 from gateway.replay.version import Version
 from gateway.types import Array
 
@@ -22,6 +22,7 @@ Results = list[tuple[Array, ...]]
 
 def replay(
     batch: pa.RecordBatch,
+    ids: Ids,
     inputs: Sequence[Tensor],
     outputs: Sequence[Tensor],
     version: Version,
@@ -34,7 +35,7 @@ def replay(
     sizes = np.diff(np.append(starts, batch.num_rows)).tolist()
     spans, times = (batch.column(name).to_numpy(zero_copy_only=False)[starts].tolist() for name in ("span", "time_ns"))
     fit: list[tuple[Rows, int]] = []
-    found = runs.requests_of(batch, inputs, outputs)
+    found = runs.requests_of(batch, ids, inputs, outputs)
     for request, size, span, time_ns in zip(found, sizes, spans, times, strict=True):
         if not wish.since_ns <= time_ns < wish.until_ns:
             answers.skip(OTHER_TIME, size)
@@ -118,6 +119,6 @@ def _compare(request: Rows, results: Mapping[str, Array], wish: Wish, answers: A
         differs |= bool(found.differing)
         if beyond.any():
             far = True
-            answers.example(request.name(0), name, logged, got)
+            answers.example(request, 0, name, logged, got)
     answers.same += not differs
     answers.beyond += far

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,14 +16,15 @@ import pyarrow as pa
 from gateway.errors import HeadgateError, LoadRejected
 from gateway.journal.columns import Tensor, fields_of, source_of, tensors_of
 from gateway.journal.export import Join
-from gateway.journal.reader import Damaged, Segment
+from gateway.journal.reader import Damaged
 from gateway.journal.sources import Source, read, sources
 from gateway.progress import Progress
-from gateway.replay import loose, runs
+from gateway.replay import ahead, loose, runs
+from gateway.replay.ahead import Opened
 from gateway.replay.compare import Difference, difference, differing
 from gateway.replay.quality import Quality
 from gateway.replay.report import MAX_EXAMPLES, NO_INPUTS, NOT_ANSWERED, OTHER_TIME, Answers, Report
-from gateway.replay.runs import Rows, Span
+from gateway.replay.runs import Ids, Rows, Span
 from gateway.replay.version import Version
 from gateway.types import Array
 
@@ -28,8 +32,12 @@ Load = Callable[[int], Version]
 """Loads a version by its number. Raises LoadRejected."""
 
 
-READ = ("prediction_id", "row", "span", "time_ns", "batch", "run_ns", "whole")
-"""The columns that a replay needs beside the tensors."""
+READ = ("row", "span", "time_ns", "batch", "run_ns", "whole")
+"""The columns that a replay needs beside the tensors. Only who holds labels against answers needs every row's id."""
+
+
+RUNS = 256
+"""Results of so many runs are kept until they are put together: the caches of a core hold these and little more."""
 
 
 class ReplayFailed(HeadgateError):
@@ -77,12 +85,12 @@ class Replayer:
             raise ReplayFailed(f"there are no predictions of model {wish.model!r} in that folder, version and time")
         began = time.monotonic()
         self._progress.total = sum(each.rows for each in found)
-        for source in found:
+        for source, opening in ahead.opened(found):
             if self._judge is not None:
                 self._judge.join.begin(source.prefix)
             answers = self._report.of(source.version, source.digest)
             try:
-                self._source(source, answers)
+                self._source(source, opening.result(), answers)
             except Damaged as error:
                 self._damaged(str(error))
             now = time.monotonic()
@@ -105,24 +113,20 @@ class Replayer:
                 self._loaded[number] = error.message
         return self._loaded[number]
 
-    def _source(self, source: Source, answers: Answers) -> None:
+    def _source(self, source: Source, opened: Opened, answers: Answers) -> None:
         version = self._version(source.version if self._wish.against is None else self._wish.against)
         skip = self._report.done.get(source.prefix, 0)
-        sealed = True
-        if source.segment is not None:
-            try:
-                segment = Segment.open(source.segment)
-                sealed = segment.sealed
-                for words in segment.verify():
-                    self._damaged(f"segment {source.prefix}: {words}")
-            except FileNotFoundError:
-                pass
+        for words in opened.damage:
+            self._damaged(words)
         self._progress.advance(min(skip, source.rows))
         tensors = tensors_of(source_of(source.schema).segment)
         columns = {*READ, *(name for each in tensors for name in fields_of(each))}
-        for batch in read(self._data, source, columns):
-            ids = batch.column("prediction_id")
-            named = batch.filter(ids.is_valid()) if ids.null_count else batch
+        if self._judge is not None:
+            columns.add("prediction_id")
+        found = read(self._data, source, columns, opened.segment)
+        # Rows of a segment lie in memory as they are needed: there a thread would only be in the way.
+        for batch in ahead.batches(found) if opened.segment is None else found:
+            named = _named(batch)
             if skip >= named.num_rows:
                 skip -= named.num_rows
                 continue
@@ -133,11 +137,16 @@ class Replayer:
                 count = named.num_rows
             else:
                 answers.file = version.sha256
-                count = self._batch(named, source, version, answers, sealed=sealed)
+                first = self._report.done.get(source.prefix, 0)
+                ids = Ids(partial(_ids, self._data, source, first, named.num_rows))
+                with _no_collection():
+                    count = self._batch(named, ids, source, version, answers, sealed=opened.sealed)
             self._report.done[source.prefix] = self._report.done.get(source.prefix, 0) + count
             self._progress.advance(count)
 
-    def _batch(self, batch: pa.RecordBatch, source: Source, version: Version, answers: Answers, *, sealed: bool) -> int:
+    def _batch(
+        self, batch: pa.RecordBatch, ids: Ids, source: Source, version: Version, answers: Answers, *, sealed: bool
+    ) -> int:
         """Replay a batch; returns how many of its rows are dealt with: an open segment may end within a run."""
         tensors = tensors_of(source_of(source.schema).segment)
         redacted = [each for each in tensors if each.group == "input" and _is_changed(each.keep)]
@@ -152,15 +161,15 @@ class Replayer:
             and not batch.column("whole").to_numpy(zero_copy_only=False).any()
         )
         if not fixed:
-            loose.replay(batch, inputs, outputs, version, self._wish, answers)
+            loose.replay(batch, ids, inputs, outputs, version, self._wish, answers)
             return int(batch.num_rows)
-        rows = runs.rows_of(batch, inputs, outputs)
+        rows = runs.rows_of(batch, ids, inputs, outputs)
         spans = runs.runs(rows.batch, rows.run_ns)
         if not sealed and spans and spans[-1][1] == len(rows) and _is_short(rows, spans[-1]):
             # The rest of this run is not written yet: it is left for another time.
             end = spans.pop()[0]
             batch = batch.slice(0, end)
-            rows = runs.rows_of(batch, inputs, outputs)
+            rows = runs.rows_of(batch, ids, inputs, outputs)
         ran = self._rows(batch, rows, spans, version, answers)
         for name in odd:
             answers.output(name).add(Difference(ran, ran, ran, misshapen=ran))
@@ -174,34 +183,29 @@ class Replayer:
         in_time = (time_ns >= self._wish.since_ns) & (time_ns < self._wish.until_ns)
         if not (rows.has.all() and in_time.all()):
             spans = [span for span in spans if rows.has[slice(*span)].all() and in_time[span[0]]]
-        ran = _inside(spans, len(rows))
-        answers.skip(OTHER_TIME, int((~in_time & ~ran).sum()))
-        answers.skip(NO_INPUTS, int((~rows.has & in_time & ~ran).sum()))
-        answers.skip(NOT_ANSWERED, int((rows.has & in_time & ~ran).sum()))
+        ran = runs.inside(spans, len(rows))
+        answers.skip(OTHER_TIME, _count(~in_time & ~ran))
+        answers.skip(NO_INPUTS, _count(~rows.has & in_time & ~ran))
+        answers.skip(NOT_ANSWERED, _count(rows.has & in_time & ~ran))
         if self._wish.against is not None:
-            spans = _batches(ran, self._wish.batch if version.max_rows else 1)
+            spans = runs.batches(ran, self._wish.batch if version.max_rows else 1)
         results = self._execute(rows, spans, version, answers)
         self._compare(rows, ran, spans, results, version, answers)
         if self._judge is not None:
             self._score(self._judge, batch, rows, ran, results)
-        return int(ran.sum())
+        return _count(ran)
 
     def _execute(self, rows: Rows, spans: Sequence[Span], version: Version, answers: Answers) -> dict[str, Array]:
         """Run spans of rows; what comes out, by output, where it has the shape of what was logged."""
         results = {name: np.empty_like(array) for name, array in rows.logged.items()}
-        run = version.session.run
-        names, inputs = list(results), list(rows.inputs.items())
         largest = version.max_rows if self._wish.against is None else 0
         if largest and any(stop - start > largest for start, stop in spans):
             spans = [each for span in spans for each in runs.pieces(span, largest)]
         began = time.perf_counter()
         try:
-            if len(inputs) == 1:
-                ((only, values),) = inputs
-                found = [run({only: values[start:stop]}, names) for start, stop in spans]
-            else:
-                found = [run({name: values[start:stop] for name, values in inputs}, names) for start, stop in spans]
-            _put_all(results, spans, found)
+            for at in range(0, len(spans), RUNS):
+                some = spans[at : at + RUNS]
+                runs.put_all(results, some, version.session.run_all(runs.feeds(rows.inputs, some), list(results)))
         except Exception:  # a model raises what it likes: the runs are gone through one by one to see which fail
             answers.failed += self._run_each(rows, spans, results, version)
         answers.run_s += time.perf_counter() - began
@@ -215,7 +219,7 @@ class Replayer:
         for start, stop in spans:
             feed = {name: array[start:stop] for name, array in rows.inputs.items()}
             try:
-                _put(list(results.values()), start, stop, version.session.run(feed, list(results)))
+                runs.put(list(results.values()), start, stop, version.session.run(feed, list(results)))
             except Exception:  # see above
                 failed += stop - start
         return failed
@@ -231,12 +235,12 @@ class Replayer:
     ) -> None:
         different = _differing(rows, ran, results)
         if self._wish.against is None and different.any():
-            for span in _touched(spans, different):
+            for span in runs.touched(spans, different):
                 answers.regrouped += self._regroup(rows, span, results, version)
             different = _differing(rows, ran, results)
         beyond = np.zeros(len(rows), np.bool_)
         for name, got in results.items():
-            compared = int((ran & rows.answered[name]).sum())
+            compared = _count(ran & rows.answered[name])
             # Rows that are the same need no arithmetic.
             at = np.flatnonzero(different & rows.answered[name])
             found, far = difference(got[at], rows.logged[name][at], self._wish.tolerance)
@@ -246,10 +250,10 @@ class Replayer:
             answers.output(name).add(found)
             beyond[at[far]] = True
             for index in at[far][:MAX_EXAMPLES].tolist():
-                answers.example(rows.name(index), name, rows.logged[name][index], got[index])
-        answers.rows += int(ran.sum())
-        answers.same += int((ran & ~different).sum())
-        answers.beyond += int(beyond.sum())
+                answers.example(rows, index, name, rows.logged[name][index], got[index])
+        answers.rows += _count(ran)
+        answers.same += _count(ran & ~different)
+        answers.beyond += _count(beyond)
 
     def _regroup(self, rows: Rows, span: Span, results: Mapping[str, Array], version: Version) -> int:
         """Try the other ways in which a server may have run these rows; returns how many are the same in one of them.
@@ -259,7 +263,7 @@ class Replayer:
         before = {name: array[slice(*span)].copy() for name, array in results.items()}
         for others in (runs.requests(span, rows.first), [span], runs.pieces(span, 1)):
             if not self._run_each(rows, others, results, version):
-                inside = _inside([span], len(rows))
+                inside = runs.inside([span], len(rows))
                 if not _differing(rows, inside, results).any():
                     return span[1] - span[0]
         for name, array in results.items():
@@ -279,7 +283,31 @@ class Replayer:
         truth = judge.truth(labels.filter(pa.array(use)))
         for who, array in (("logged", rows.logged[output]), ("replayed", results[output])):
             quality = self._report.quality.setdefault(who, Quality(kind))
-            quality.add(truth, array[use].reshape(int(use.sum()), -1)[:, element])
+            quality.add(truth, array[use].reshape(_count(use), -1)[:, element])
+
+
+def _count(mask: Array) -> int:
+    """How many rows are True, which takes numpy a tenth of what a sum does."""
+    return int(np.count_nonzero(mask))
+
+
+def _named(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """A batch without the requests that were refused before they had a row."""
+    rows = batch.column("row")
+    return batch.filter(rows.is_valid()) if rows.null_count else batch
+
+
+def _ids(data: Path, source: Source, first: int, count: int) -> pa.Array:
+    """The prediction ids of `count` rows of a source from row `first` on, of those that are named. Raises Damaged."""
+    found: list[pa.Array] = []
+    for batch in read(data, source, ("prediction_id", "row")):
+        ids = _named(batch).column("prediction_id")
+        piece = ids.slice(first, count)
+        found.append(piece)
+        first, count = max(0, first - len(ids)), count - len(piece)
+        if not count:
+            break
+    return pa.concat_arrays(found)
 
 
 def _wanted(tensors: Sequence[Tensor], version: Version, group: str) -> list[Tensor] | None:
@@ -320,54 +348,19 @@ def _differing(rows: Rows, ran: Array, results: Mapping[str, Array]) -> Array:
     """Which rows have another answer than the logged one, in any bit."""
     found = np.zeros(len(rows), np.bool_)
     for name, got in results.items():
-        found |= differing(got, rows.logged[name]) & rows.answered[name] & ran
+        different = differing(got, rows.logged[name])
+        if different.any():
+            found |= different & rows.answered[name] & ran
     return found
 
 
-def _put(targets: Sequence[Array], start: int, stop: int, results: Sequence[Array]) -> None:
-    """Put the results of a run into their rows. Raises ValueError where they do not fit."""
-    for target, array in zip(targets, results, strict=True):
-        target[start:stop] = array
-
-
-def _put_all(results: Mapping[str, Array], spans: Sequence[Span], found: Sequence[Sequence[Array]]) -> None:
-    """Put the results of many runs into their rows: one copy for all that lie side by side. Raises as _put."""
-    if not spans:
-        return
-    sizes = [stop - start for start, stop in spans]
-    breaks = [at for at in range(1, len(spans)) if spans[at][0] != spans[at - 1][1]]
-    for target, arrays in zip(results.values(), zip(*found, strict=True), strict=True):
-        if list(map(len, arrays)) != sizes:
-            raise ValueError("a run gave another number of rows than it was given")
-        for first, last in zip([0, *breaks], [*breaks, len(spans)], strict=True):
-            rows = target[spans[first][0] : spans[last - 1][1]]
-            np.concatenate(arrays[first:last], out=rows, casting="unsafe")
-
-
-def _inside(spans: Sequence[Span], rows: int) -> Array:
-    """Which of some rows lie in a span, (rows,); spans do not overlap."""
-    if sum(stop - start for start, stop in spans) == rows:
-        return np.ones(rows, np.bool_)
-    edges = np.zeros(rows + 1, np.int8)
-    if spans:
-        starts, stops = np.array(spans).T
-        edges[starts] += 1
-        edges[stops] -= 1
-    found: Array = np.cumsum(edges[:-1], dtype=np.int8).astype(np.bool_)
-    return found
-
-
-def _touched(spans: Sequence[Span], rows: Array) -> Iterator[Span]:
-    """The spans that hold any of some rows."""
-    at = np.flatnonzero(rows)
-    if not len(at):
-        return
-    starts = np.array([start for start, _ in spans])
-    for index in np.unique(np.searchsorted(starts, at, side="right") - 1).tolist():
-        yield spans[index]
-
-
-def _batches(ran: Array, rows: int) -> list[Span]:
-    """Stretches of rows that can be run, in batches of at most `rows`."""
-    edges = np.flatnonzero(np.diff(np.concatenate(([False], ran, [False])).astype(np.int8)))
-    return [span for start, stop in edges.reshape(-1, 2).tolist() for span in runs.pieces((start, stop), rows)]
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Let no garbage be looked for: what is kept of thousands of runs for a moment asks for it again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

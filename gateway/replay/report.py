@@ -12,6 +12,7 @@ from gateway.errors import SettingError
 from gateway.models import durable
 from gateway.replay.compare import Difference, Tolerance
 from gateway.replay.quality import Quality
+from gateway.replay.runs import Rows
 from gateway.types import Array
 
 MAX_EXAMPLES = 20
@@ -86,10 +87,10 @@ class Answers(msgspec.Struct):
         """What was found of an output."""
         return self.outputs.setdefault(name, Difference())
 
-    def example(self, prediction_id: str, output: str, logged: Array, got: Array) -> None:
+    def example(self, rows: Rows, at: int, output: str, logged: Array, got: Array) -> None:
         """Show a row, while there are not many."""
         if len(self.examples) < MAX_EXAMPLES:
-            self.examples.append(Example(prediction_id, output, _shown(logged), _shown(got)))
+            self.examples.append(Example(rows.name(at), output, _shown(logged), _shown(got)))
 
 
 class Report(msgspec.Struct):

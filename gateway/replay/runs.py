@@ -4,7 +4,9 @@ number of rows, so to get the same bits the same rows have to run together again
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -16,13 +18,29 @@ from gateway.types import Array
 Span = tuple[int, int]
 
 
+class Ids:
+    """The prediction ids of the rows of a batch. They are read when the first is asked for: few replays ever do."""
+
+    def __init__(self, read: Callable[[], pa.Array]) -> None:
+        self._read = read
+
+    def __getitem__(self, at: int) -> str:
+        return str(self._all[at])
+
+    @cached_property
+    def _all(self) -> pa.Array:
+        return self._read()
+
+
 class Rows(NamedTuple):
     """Some rows in the order of the journal. `first` is True where a request begins; `has` where all inputs are there.
 
-    `inputs`: by name, (rows, *shape). `logged`: the answers, and `answered`: which rows have them, by name.
+    `ids`: of the batch that they begin at row `start` of. `parts`: of the request, (rows,). `inputs`: by name,
+    (rows, *shape). `logged`: the answers, and `answered`: which rows have them, by name.
     """
 
-    ids: pa.Array
+    ids: Ids
+    start: int
     parts: Array
     batch: Array
     run_ns: Array
@@ -37,10 +55,10 @@ class Rows(NamedTuple):
 
     def name(self, at: int) -> str:
         """The prediction id of a row."""
-        return f"{self.ids[at].as_py()}#{self.parts[at]}"
+        return f"{self.ids[self.start + at]}#{self.parts[at]}"
 
 
-def rows_of(batch: pa.RecordBatch, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Rows:
+def rows_of(batch: pa.RecordBatch, ids: Ids, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Rows:
     """The rows of a batch of journal.sources, whose tensors all have fixed shapes."""
     found = {tensor.name: to_array(batch.column(tensor.field), tensor) for tensor in inputs}
     has = np.ones(batch.num_rows, np.bool_)
@@ -48,6 +66,8 @@ def rows_of(batch: pa.RecordBatch, inputs: Sequence[Tensor], outputs: Sequence[T
         has &= _valid(batch.column(tensor.field))
     return _rows(
         batch,
+        ids,
+        0,
         has,
         found,
         {tensor.name: to_array(batch.column(tensor.field), tensor) for tensor in outputs},
@@ -55,7 +75,7 @@ def rows_of(batch: pa.RecordBatch, inputs: Sequence[Tensor], outputs: Sequence[T
     )
 
 
-def requests_of(batch: pa.RecordBatch, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> list[Rows]:
+def requests_of(batch: pa.RecordBatch, ids: Ids, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> list[Rows]:
     """The requests of a batch one by one, for tensors whose shapes vary: each has the arrays that it was run with.
 
     Its arrays need not have its rows as axis 0, so a request is always compared as one row.
@@ -69,6 +89,8 @@ def requests_of(batch: pa.RecordBatch, inputs: Sequence[Tensor], outputs: Sequen
         found.append(
             _rows(
                 batch.slice(start, 1),
+                ids,
+                start,
                 np.array([len(fed) == len(inputs)]),
                 fed,
                 logged,
@@ -79,13 +101,18 @@ def requests_of(batch: pa.RecordBatch, inputs: Sequence[Tensor], outputs: Sequen
 
 
 def _rows(
-    batch: pa.RecordBatch, has: Array, inputs: dict[str, Array], logged: dict[str, Array], answered: dict[str, Array]
+    batch: pa.RecordBatch,
+    ids: Ids,
+    start: int,
+    has: Array,
+    inputs: dict[str, Array],
+    logged: dict[str, Array],
+    answered: dict[str, Array],
 ) -> Rows:
     batch_rows, run_ns, parts = (
         batch.column(name).to_numpy(zero_copy_only=False) for name in ("batch", "run_ns", "row")
     )
-    ids = batch.column("prediction_id")
-    return Rows(ids, parts, batch_rows, run_ns, parts == 0, has, inputs, logged, answered)
+    return Rows(ids, start, parts, batch_rows, run_ns, parts == 0, has, inputs, logged, answered)
 
 
 def _together(batch: pa.RecordBatch, tensor: Tensor, start: int, stop: int) -> Array | None:
@@ -135,3 +162,56 @@ def requests(span: Span, first: Array) -> list[Span]:
     start, stop = span
     begins = [start, *(start + 1 + np.flatnonzero(first[start + 1 : stop])).tolist()]
     return list(zip(begins, [*begins[1:], stop], strict=True))
+
+
+def feeds(inputs: Mapping[str, Array], spans: Sequence[Span]) -> Iterator[dict[str, Array]]:
+    """The inputs of each run."""
+    if len(inputs) > 1:
+        return ({name: values[start:stop] for name, values in inputs.items()} for start, stop in spans)
+    ((only, single),) = inputs.items()
+    return ({only: single[start:stop]} for start, stop in spans)
+
+
+def put(targets: Sequence[Array], start: int, stop: int, results: Sequence[Array]) -> None:
+    """Put the results of a run into their rows. Raises ValueError where they do not fit."""
+    for target, array in zip(targets, results, strict=True):
+        target[start:stop] = array
+
+
+def put_all(results: Mapping[str, Array], spans: Sequence[Span], found: Sequence[Sequence[Array]]) -> None:
+    """Put the results of many runs into their rows: one copy for all that lie side by side. Raises as put."""
+    breaks = [at for at in range(1, len(spans)) if spans[at][0] != spans[at - 1][1]]
+    for output, target in enumerate(results.values()):
+        for first, last in pairwise([0, *breaks, len(spans)]) if spans else ():
+            # Where one gave too many rows and another too few, those between are not the same as what was logged.
+            rows = target[spans[first][0] : spans[last - 1][1]]
+            np.concatenate([each[output] for each in found[first:last]], out=rows, casting="unsafe")
+
+
+def inside(spans: Sequence[Span], rows: int) -> Array:
+    """Which of some rows lie in a span, (rows,); spans do not overlap."""
+    if sum(stop - start for start, stop in spans) == rows:
+        return np.ones(rows, np.bool_)
+    edges = np.zeros(rows + 1, np.int8)
+    if spans:
+        starts, stops = np.array(spans).T
+        edges[starts] += 1
+        edges[stops] -= 1
+    found: Array = np.cumsum(edges[:-1], dtype=np.int8).astype(np.bool_)
+    return found
+
+
+def touched(spans: Sequence[Span], rows: Array) -> Iterator[Span]:
+    """The spans that hold any of some rows."""
+    at = np.flatnonzero(rows)
+    if not len(at):
+        return
+    starts = np.array([start for start, _ in spans])
+    for index in np.unique(np.searchsorted(starts, at, side="right") - 1).tolist():
+        yield spans[index]
+
+
+def batches(ran: Array, rows: int) -> list[Span]:
+    """Stretches of rows that can be run, in batches of at most `rows`."""
+    edges = np.flatnonzero(np.diff(np.concatenate(([False], ran, [False])).astype(np.int8)))
+    return [span for start, stop in edges.reshape(-1, 2).tolist() for span in pieces((start, stop), rows)]

@@ -16,11 +16,12 @@ from gateway.cli import main
 from gateway.feedback.event import Event, IdClock
 from gateway.feedback.log import Log
 from gateway.feedback.rules import FeedbackRule
-from gateway.journal import archive, shelves
+from gateway.journal import archive, arrow, shelves
 from gateway.journal.keeper import Keeper
-from gateway.journal.reader import Segment, segments
+from gateway.journal.reader import Locator, Segment, segments
 from gateway.ledger import dialect
 from gateway.ledger.service import SystemClock, Writer
+from gateway.replay.report import MAX_EXAMPLES
 from gateway.settings import Settings
 from tests import onnx_models
 from tests.journal.rig import Gateway, document, load, normal
@@ -160,6 +161,30 @@ def test_the_version_whose_weights_were_altered_by_one_bit_is_found(
     assert "not reproduced" in words
 
 
+@pytest.mark.parametrize("where", ["segments", "archive"])
+def test_rows_that_differ_are_shown_with_the_ids_under_which_they_are_found(
+    where: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1. The last bit of one weight is flipped. 2. Replay, in pieces of few rows. Result: what is shown of each row as
+    logged is what its record says, in the first piece and in those that follow.
+    """
+    monkeypatch.setattr(arrow, "CHUNK_ROWS", 20)
+    shop = Shop(tmp_path, 1000)
+    for segment in shop.close():
+        if where == "archive":
+            archive.write(segment, shop.data / "archive")
+            segment.path.unlink()
+    onnx_models.put(shop.models, "m", 2, flip_one_bit(regression(2), "w1", 7, 0), TOML)
+    _, report = replay(capsys=capsys, data=shop.data, models=shop.models)
+    (examples,) = (each["examples"] for each in report["answers"] if each["version"] == 2)
+    named = [each["prediction_id"] for each in examples]
+    assert len(set(named)) == len(named) == MAX_EXAMPLES
+    assert max(int(each.split("#")[0][-8:], 16) for each in named) > 40
+    locator = Locator(shop.data)
+    records = [record for each in named if (record := locator.record(each)) is not None]
+    assert [list(each.outputs["score"]) for each in records] == [each["logged"] for each in examples]
+
+
 def test_a_bit_that_changes_no_answer_is_found_by_the_digest_alone(
     closed: Shop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -258,11 +283,11 @@ def test_a_replay_that_was_stopped_goes_on_where_it_was(
     source = Replayer._source
     seen = []
 
-    def stopped(self: Replayer, one: Any, answers: Any) -> None:
+    def stopped(self: Replayer, one: Any, opened: Any, answers: Any) -> None:
         if len(seen) == 1:
             raise KeyboardInterrupt
         seen.append(one.prefix)
-        source(self, one, answers)
+        source(self, one, opened, answers)
 
     monkeypatch.setattr(Replayer, "_source", stopped)
     with pytest.raises(KeyboardInterrupt):
