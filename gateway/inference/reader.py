@@ -18,6 +18,18 @@ import orjson
 from gateway.errors import InvalidRequest
 from gateway.inference.block import Block, Blocks, ColumnSpec, Layout
 from gateway.inference.call import Call
+from gateway.inference.plain import (
+    BACKSLASH,
+    CLOSE,
+    ID_FIRST,
+    LETTER_L,
+    LETTER_R,
+    OPEN,
+    are_whole,
+    colons,
+    may_hold_booleans,
+    split_id,
+)
 from gateway.oip import request as oip
 from gateway.oip.datatypes import DATATYPES, is_float, nonfinite_count
 from gateway.oip.limits import Limits
@@ -39,9 +51,6 @@ MAX_SQUARES = 1e76
 MAX_HEADERS = 128
 MAX_HEADER_BYTES = 4096
 """How many JSON parts are remembered, and the longest of them."""
-
-BACKSLASH, LETTER_R, LETTER_L, OPEN, CLOSE = b"\\rl[]"
-"""As numbers: bytes look for a number four times as fast as for a string of one byte."""
 
 LONG_BODY = 2048
 """Bytes of a body above which it pays not to count through its numbers."""
@@ -115,8 +124,12 @@ class Reader:
     def read(self, call: Call, body: bytes, header: str | None) -> None:
         """Decode `body` into `call`. Raises ClientError; then no row is taken."""
         if header is None:
-            if self._json and (self._read_numbers(call, body) or self._read_json(call, body)):
-                return
+            if self._json:
+                name, plain = split_id(body, self._limits.max_text) if body.startswith(ID_FIRST) else ("", body)
+                if self._read_numbers(call, plain) or self._read_json(call, plain):
+                    if name:
+                        call.id, call.noted = name, True
+                    return
         elif self._read_binary(call, body, header):
             return
         request = oip.decode(body, header, self._contract, self._limits, self._model)
@@ -213,7 +226,7 @@ class Reader:
             if len(document) != 1 or len(inputs) != self._count or BACKSLASH in body:
                 return False
             long = self._single is not None and len(body) > LONG_BODY
-            if (_colons(body) if long else body.count(b":")) != self._colons:
+            if (colons(body) if long else body.count(b":")) != self._colons:
                 return False
             shape = inputs[0]["shape"]
             rows = shape[0]
@@ -229,8 +242,8 @@ class Reader:
                     or shape != column.one_row
                     or item["name"] != column.name
                     or item["datatype"] != column.datatype
-                    or not _are_whole(shape)
-                    or _may_hold_booleans(body)
+                    or not are_whole(shape)
+                    or may_hold_booleans(body)
                 ):
                     return False
                 column.pack(block.raw[0], row * column.row_bytes, *data)
@@ -253,7 +266,7 @@ class Reader:
             data = item["data"]
             if item["datatype"] != column.datatype or shape[0] != rows or shape[1:] != column.one_row[1:]:
                 return False
-            if not _are_whole(shape) or type(data) is not list or len(item) != 4:
+            if not are_whole(shape) or type(data) is not list or len(item) != 4:
                 return False
             seen |= 1 << index
             if column.width == 1 and rows == 1:
@@ -284,7 +297,7 @@ class Reader:
                 return False
             block.arrays[index].reshape(-1)[start:stop] = data
             return True
-        if column.letter is None or _may_hold_booleans(body):
+        if column.letter is None or may_hold_booleans(body):
             return False
         key = (column.letter, rows * column.width)
         packer = self._packers.get(key)
@@ -300,13 +313,20 @@ class Reader:
         if not self.layout.fits or not (header.isascii() and header.isdigit()) or len(header) > 6:
             return False
         length = int(header)
-        known = self._headers.get(body[:length])
+        name, text = "", body[:length]
+        if text.startswith(ID_FIRST):
+            name, text = split_id(text, self._limits.max_text)
+        known = self._headers.get(text)
         if known is None or len(body) - length != known.total or length == 0:
             return False
-        if known.request is not None:
-            self._adopt(call, known.request)
-        else:
+        if known.request is None:
             call.outputs = known.outputs
+        elif name and known.request.id:
+            return False
+        else:
+            self._adopt(call, known.request)
+        if name:
+            call.id, call.noted = name, True
         rows = known.rows
         block, row = self._room(call.priority, rows)
         at = length
@@ -324,7 +344,7 @@ class Reader:
             return
         if any(column.datatype in ("BYTES", "BOOL") for column in self.layout.columns):
             return
-        text = body[:length]
+        name, text = split_id(body[:length], self._limits.max_text)
         document = orjson.loads(text)
         sizes = []
         for item in document["inputs"]:
@@ -333,8 +353,9 @@ class Reader:
             sizes.append((self._at[item["name"]], int(item["parameters"]["binary_data_size"])))
         if len(self._headers) >= MAX_HEADERS:
             self._headers.clear()
-        wishes = request.id or request.timeout_s is not None or {"priority", "nonfinite"} & request.parameters.keys()
-        plain = InferRequest(request.id, request.parameters, {}, request.outputs, request.rows, request.timeout_s)
+        own = "" if name else request.id
+        wishes = own or request.timeout_s is not None or {"priority", "nonfinite"} & request.parameters.keys()
+        plain = InferRequest(own, request.parameters, {}, request.outputs, request.rows, request.timeout_s)
         self._headers[text] = _Header(
             request.rows, tuple(sizes), sum(size for _, size in sizes), request.outputs, plain if wishes else None
         )
@@ -359,29 +380,3 @@ class Reader:
                     f"inputs[{index}].data: model {self._model!r} refuses NaN and infinities: input {spec.name!r}",
                     field=f"inputs[{index}].data",
                 )
-
-
-def _colons(body: bytes) -> int:
-    """Colons outside of the numbers of the last tensor; counting through these would take as long as reading them.
-
-    Without a backslash in the body, the bytes ``"data":[`` can only be that key and the beginning of its list, and a
-    list of numbers ends at the next bracket; a list of anything else is refused when it is packed.
-    """
-    start = body.rfind(b"[")
-    if body.startswith(b'"data":', start - 7) or body.startswith(b'"data": ', start - 8):
-        return body.count(b":", 0, start) + body.count(b":", body.find(b"]", start))
-    return body.count(b":")
-
-
-def _may_hold_booleans(body: bytes) -> bool:
-    """struct packs True as 1. A letter is found much faster than a word, and rarely stands in a body of numbers."""
-    return (LETTER_R in body and b"true" in body) or (LETTER_L in body and b"false" in body)
-
-
-def _are_whole(shape: list[Any]) -> bool:
-    """1.0 and true are equal to 1, but they are no dimensions."""
-    # A plain loop: a generator would take as long as all the rest.
-    for dim in shape:  # noqa: SIM110
-        if type(dim) is not int:
-            return False
-    return True
