@@ -312,6 +312,69 @@ def test_as_many_headers_are_remembered_as_there_is_room_for(padding: int) -> No
     assert not padding or not reader._headers, "a long header is not kept"
 
 
+IDS = (
+    '"a",',
+    ' "a", ',
+    ' "0123456789-a:{[b]},c",',
+    '"0123456789 123456789",',
+    '"0123456789 1234567890",',
+    '"",',
+    '"a" ,',
+    '"a"',
+    '"a",,',
+    '"a"}, {',
+    '"\\u0041",',
+    '"a\\"b",',
+    '"\u00e9",',
+    '"\x7f",',
+    '"\t",',
+    '"a","id":"b",',
+    '"a", "comment": 1,',
+    "5,",
+    "null,",
+    "{},",
+    "",
+)
+"""What stands between `{"id":` and the other members: ids as clients write them, and what is none."""
+
+
+@pytest.mark.parametrize("late", ["", ',"id":"z"'])
+@pytest.mark.parametrize("is_binary", [False, True])
+@pytest.mark.parametrize("text", IDS)
+def test_a_request_that_begins_with_an_id_is_read_or_refused_as_the_general_codec_does(
+    text: str, is_binary: bool, late: str
+) -> None:
+    """1. The request comes without an id. 2. It comes with one in front, twice, and with another. Both forms of a
+    request are remembered by what stands around the numbers, so that its id must not be.
+    """
+    reader = Reader(FLOATS, LIMITS, "m", refuse_nonfinite=False)
+    plain = binary_body(np.array([[1, 2]], np.float32)) if is_binary else Body(json_body(1.0, 2.0), None)
+    size = int(plain.header) if plain.header else len(plain.body)
+    members = plain.body[1:size].decode()[:-1] + late + "}"
+    for front in ("", f'"id":{text}', f'"id":{text}', '"id": "other",'):
+        part = ("{" + front + members).encode()
+        body = Body(part + plain.body[size:], str(len(part)) if plain.header else None)
+        assert_agree(read(reader, FLOATS, body), general(body, FLOATS), reader)
+
+
+@pytest.mark.parametrize("is_binary", [False, True])
+def test_a_new_id_does_not_make_a_request_slow(is_binary: bool) -> None:
+    """What was read once is remembered without its id: the general codec does not see the next one."""
+    reader = Reader(FLOATS, LIMITS, "m", refuse_nonfinite=False)
+    plain = binary_body(np.array([[1, 2]], np.float32)) if is_binary else Body(json_body(1.0, 2.0), None)
+    with patch.object(reader_module.oip, "decode", wraps=decode) as decoded:
+        for number in range(MAX_HEADERS + 3):
+            front = f'"id": "number {number}", '.encode()
+            header = str(int(plain.header) + len(front)) if plain.header else None
+            call = read(reader, FLOATS, Body(b"{" + front + plain.body[1:], header))
+            assert isinstance(call, Call)
+            assert (call.id, call.noted) == (f"number {number}", True)
+            assert rows_of(call)[0].tolist() == [[1, 2]]
+            assert call.block is not None
+            reader.release(call.block)
+    assert decoded.call_count == is_binary
+
+
 @dataclass
 class Held:
     """A call that still needs its rows, and what they must hold."""
