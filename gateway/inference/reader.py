@@ -21,6 +21,7 @@ from gateway.inference.call import Call
 from gateway.inference.plain import (
     BACKSLASH,
     CLOSE,
+    DATA,
     ID_FIRST,
     LETTER_L,
     LETTER_R,
@@ -74,7 +75,7 @@ class BlockSource(Protocol):
 class _Header(NamedTuple):
     """What a JSON part said that was seen before: equal bytes mean an equal request, so it is not read again.
 
-    `request` without its inputs; None where it asks for `outputs` and nothing more.
+    `request` without its inputs and its id; None where it asks for `outputs` and nothing more.
     """
 
     rows: int
@@ -85,16 +86,18 @@ class _Header(NamedTuple):
 
 
 class _Shell(NamedTuple):
-    """What stood around the numbers of a plain JSON body: with the same around others, only these are read.
+    """What stood around the numbers of a JSON body: with the same around others, only these are read.
 
     `tail` begins with the bracket that closes them; `pack` writes as many numbers as the rows have. `shape` is that of
-    all rows, where their numbers are floats, and many.
+    all rows, where their numbers are floats, and many. `outputs` and `request` as in _Header.
     """
 
     rows: int
     tail: bytes
     pack: Any
     shape: tuple[int, ...] | None
+    outputs: tuple[OutputRequest, ...]
+    request: InferRequest | None
 
 
 class Reader:
@@ -123,10 +126,16 @@ class Reader:
 
     def read(self, call: Call, body: bytes, header: str | None) -> None:
         """Decode `body` into `call`. Raises ClientError; then no row is taken."""
+        name, plain = "", body
         if header is None:
             if self._json:
-                name, plain = split_id(body, self._limits.max_text) if body.startswith(ID_FIRST) else ("", body)
-                if self._read_numbers(call, plain) or self._read_json(call, plain):
+                # Most bodies end with their numbers.
+                if self._read_numbers(call, body, body.rfind(OPEN)):
+                    return
+                if body.startswith(ID_FIRST):
+                    name, plain = split_id(body, self._limits.max_text)
+                at = plain.find(OPEN, plain.find(DATA))
+                if self._read_numbers(call, plain, at) or self._read_json(call, plain):
                     if name:
                         call.id, call.noted = name, True
                     return
@@ -144,6 +153,8 @@ class Reader:
             self._take(call, block, row, request.rows)
             if header is not None:
                 self._remember(body, header, request)
+            elif self._json and self._single is not None and BACKSLASH not in plain and request.id == name:
+                self._keep_shell(plain, self._single, request.rows, request.outputs, _wishes(request))
         else:
             call.arrays = request.inputs
             call.rows = request.rows
@@ -172,9 +183,8 @@ class Reader:
 
     # -- the plain forms
 
-    def _read_numbers(self, call: Call, body: bytes) -> bool:
-        """A body that differs from one that was read before in nothing but its numbers."""
-        start = body.rfind(OPEN)
+    def _read_numbers(self, call: Call, body: bytes, start: int) -> bool:
+        """A body that differs from one that was read before in nothing but its numbers, which begin at `start`."""
         shell = self._shells.get(body[:start])
         if shell is None:
             return False
@@ -183,8 +193,12 @@ class Reader:
         # Numbers have no such letters, but true, false and null do, and struct packs True as 1.
         if body[stop:] != shell.tail or LETTER_L in text or LETTER_R in text:
             return False
+        if shell.request is None:
+            call.outputs = shell.outputs
+        else:
+            self._adopt(call, shell.request)
         rows = shell.rows
-        block, row = self._room(1, rows)
+        block, row = self._room(call.priority, rows)
         try:
             if shell.shape is not None and _simd is not None:
                 values = np.frombuffer(_simd.parse(text).as_buffer(of_type="d"))
@@ -196,26 +210,34 @@ class Reader:
         except (ValueError, TypeError, RuntimeError, StructError, OverflowError):
             # Whatever it is that is no number in its place, the general codec has a name for it.
             return False
-        call.outputs = self.everything
         block.fill = row + rows
         block.held += 1
         call.block, call.row, call.rows = block, row, rows
         return True
 
-    def _keep_shell(self, body: bytes, rows: int, column: ColumnSpec) -> None:
-        """Remember what stands around the numbers of a plain body that was just read: its last list, if that is data.
+    def _keep_shell(
+        self,
+        body: bytes,
+        column: ColumnSpec,
+        rows: int,
+        outputs: tuple[OutputRequest, ...],
+        request: InferRequest | None,
+    ) -> None:
+        """Remember what stands around the numbers of a body that was just read, if they are one list.
 
         Without a backslash in the body, the bytes ``"data":[`` can only be that key and the beginning of its list.
         """
-        start = body.rfind(OPEN)
-        head = body[:start]
-        if head.endswith((b'"data":', b'"data": ')) and start <= MAX_HEADER_BYTES:
+        start = body.find(OPEN, body.find(DATA))
+        stop = body.find(CLOSE, start)
+        head, tail = body[:start], body[stop:]
+        is_list = head.endswith((b'"data":', b'"data": ')) and OPEN not in body[start + 1 : stop]
+        if is_list and DATA not in tail and len(head) + len(tail) <= MAX_HEADER_BYTES:
             if len(self._shells) >= MAX_HEADERS:
                 self._shells.clear()
             pack = Struct(f"<{rows * column.width}{column.letter}").pack_into
             are_many = rows * column.width >= MANY_NUMBERS and column.letter in ("f", "d")
             shape = (rows, *column.trailing) if are_many else None
-            self._shells[head] = _Shell(rows, body[body.find(CLOSE, start) :], pack, shape)
+            self._shells[head] = _Shell(rows, tail, pack, shape, outputs, request)
 
     def _read_json(self, call: Call, body: bytes) -> bool:
         """True when read; False leaves everything, errors too, to the general codec."""
@@ -254,7 +276,7 @@ class Reader:
         call.outputs = self.everything
         self._take(call, block, row, rows)
         if column is not None:
-            self._keep_shell(body, rows, column)
+            self._keep_shell(body, column, rows, self.everything, None)
         return True
 
     def _read_columns(self, inputs: list[Any], rows: int, block: Block, row: int, body: bytes) -> bool:
@@ -321,8 +343,6 @@ class Reader:
             return False
         if known.request is None:
             call.outputs = known.outputs
-        elif name and known.request.id:
-            return False
         else:
             self._adopt(call, known.request)
         if name:
@@ -345,6 +365,8 @@ class Reader:
         if any(column.datatype in ("BYTES", "BOOL") for column in self.layout.columns):
             return
         name, text = split_id(body[:length], self._limits.max_text)
+        if request.id != name:
+            return
         document = orjson.loads(text)
         sizes = []
         for item in document["inputs"]:
@@ -353,11 +375,8 @@ class Reader:
             sizes.append((self._at[item["name"]], int(item["parameters"]["binary_data_size"])))
         if len(self._headers) >= MAX_HEADERS:
             self._headers.clear()
-        own = "" if name else request.id
-        wishes = own or request.timeout_s is not None or {"priority", "nonfinite"} & request.parameters.keys()
-        plain = InferRequest(own, request.parameters, {}, request.outputs, request.rows, request.timeout_s)
         self._headers[text] = _Header(
-            request.rows, tuple(sizes), sum(size for _, size in sizes), request.outputs, plain if wishes else None
+            request.rows, tuple(sizes), sum(size for _, size in sizes), request.outputs, _wishes(request)
         )
 
     # -- what is left
@@ -380,3 +399,10 @@ class Reader:
                     f"inputs[{index}].data: model {self._model!r} refuses NaN and infinities: input {spec.name!r}",
                     field=f"inputs[{index}].data",
                 )
+
+
+def _wishes(request: InferRequest) -> InferRequest | None:
+    """A request without its inputs and its id; None where it asks for outputs and nothing more."""
+    if request.timeout_s is None and not {"priority", "nonfinite"} & request.parameters.keys():
+        return None
+    return InferRequest("", request.parameters, {}, request.outputs, request.rows, request.timeout_s)

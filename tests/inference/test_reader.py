@@ -375,6 +375,39 @@ def test_a_new_id_does_not_make_a_request_slow(is_binary: bool) -> None:
     assert decoded.call_count == is_binary
 
 
+@pytest.mark.parametrize(
+    "members",
+    [
+        {"outputs": [{"name": "y"}]},
+        {"outputs": [{"name": "y", "parameters": {"binary_data": True}}]},
+        {"outputs": [{"name": "y", "parameters": {"classification": 1}}], "parameters": {"binary_data_output": True}},
+        {"parameters": {"priority": 1, "timeout": 1500, "nonfinite": "literal", "data": 5}},
+        {"parameters": {"priority": 3, "note": "[1,2]"}},
+        {"comment": {"data": "x"}},
+    ],
+)
+@pytest.mark.parametrize("is_first", [False, True])
+def test_a_request_with_wishes_is_read_once_and_its_numbers_every_time(members: dict[str, Any], is_first: bool) -> None:
+    """1. It comes again and again with other numbers and another id. 2. What comes is no number, or one too many.
+    Result: each is what the general codec says, which is not asked while all is well.
+    """
+    reader = Reader(FLOATS, LIMITS, "m", refuse_nonfinite=False)
+    item = {"name": "x", "shape": [1, 2], "datatype": "FP32", "data": "HERE"}
+    parts = {**members, "inputs": [item]} if is_first else {"inputs": [item], **members}
+    text = json.dumps({"id": "ID", **parts})
+    asked = []
+    with patch.object(reader_module.oip, "decode", wraps=decode) as decoded:
+        for number, values in enumerate(
+            ["[1,2]", "[3.5, -1e3]", "[0, 7]", "[true, 1]", "[1]", "[null, 1]", "[[1, 2]]"]
+        ):
+            body = Body(text.replace('"HERE"', values).replace("ID", f"n{number}").encode(), None)
+            assert_agree(read(reader, FLOATS, body), general(body, FLOATS), reader)
+            asked.append(decoded.call_count)
+    keeps = "data" not in members.get("parameters", {}) and "comment" not in members
+    assert (asked[2] == 1) == keeps
+    assert asked[-1] > asked[2]
+
+
 @dataclass
 class Held:
     """A call that still needs its rows, and what they must hold."""
