@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Any
+from uuid import NAMESPACE_OID, uuid5
 
-FORMS = ("json", "binary")
+FORMS = ("json", "binary", "named")
 
 CARRIERS = ("UA", "B6", "EV", "DL", "AA", "MQ", "US", "9E", "WN", "VX")
 ORIGINS = ("EWR", "JFK", "LGA")
@@ -68,7 +69,7 @@ def make(model: str, form: str, rows: int, count: int) -> list[Body]:
     draw: Callable[[], tuple[Tensor, ...]] = (
         (lambda: _flights(random, rows)) if model == "flights" else (lambda: (_normal(random, rows, WIDTHS[model]),))
     )
-    encode = {"json": as_json, "binary": as_binary}[form]
+    encode = {"json": as_json, "binary": as_binary, "named": as_named}[form]
     return [encode(draw()) for _ in range(count)]
 
 
@@ -87,6 +88,13 @@ def as_binary(tensors: tuple[Tensor, ...]) -> Body:
     ]
     text = _dump({"inputs": inputs, "parameters": {"binary_data_output": True}})
     return Body(tensors, text + b"".join(blobs), len(text))
+
+
+def as_named(tensors: tuple[Tensor, ...]) -> Body:
+    """The request with its numbers in JSON as clients of the protocol write it: with spaces, an id, and a wish."""
+    inputs = [{**_head(tensor), "data": list(tensor.data)} for tensor in tensors]
+    document = {"id": str(uuid5(NAMESPACE_OID, repr(inputs))), "inputs": inputs}
+    return Body(tensors, json.dumps({**document, "parameters": {"binary_data_output": True}}).encode(), None)
 
 
 def write(path: Path, bodies: Sequence[Body]) -> None:

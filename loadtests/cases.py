@@ -11,7 +11,7 @@ from typing import Literal
 
 Reference = Literal["echo", "fastapi", "onnxruntime", "one-worker", "early", "unjournaled", "unmonitored"]
 Measure = Literal["rate", "p50", "memory"]
-Form = Literal["json", "binary"]
+Form = Literal["json", "binary", "named"]
 
 REFERENCES: dict[Reference, str] = {
     "echo": "raw uvicorn echo",
@@ -61,7 +61,7 @@ class Case:
     @property
     def title(self) -> str:
         """The row's name in tables."""
-        form = {"json": "JSON", "binary": "binary"}[self.form]
+        form = {"json": "JSON", "binary": "binary", "named": "JSON with an id"}[self.form]
         rows = "" if self.rows == 1 else f", {self.rows} rows"
         traced = ", traced" if self.traced else ""
         what = {"rate": "", "p50": ", p50", "memory": ", memory"}[self.measure]
@@ -103,6 +103,7 @@ CASES = (
     Case("journal-flights", "flights", "json", 64, "unjournaled"),
     Case("monitors-64", "tiny", "json", 64, "unmonitored", hold=0.95),
     Case("tiny-json-64-traced", "tiny", "json", 64, traced=True),
+    Case("tiny-named-64", "tiny", "named", 64),
     Case("tiny-binary-64", "tiny", "binary", 64),
     Case("trees-json-16-rows", "trees", "json", 64, rows=16),
     Case("flights-json-1", "flights", "json", 1, measure="p50"),

@@ -35,6 +35,7 @@ from loadtests.processes import ROOT, choose_cores, pinned
 STAGES = ("decode", "run", "encode")
 LOADS = (
     ("tiny", "json", 1),
+    ("tiny", "named", 1),
     ("tiny", "binary", 1),
     ("trees", "json", 1),
     ("trees", "binary", 1),
