@@ -22,6 +22,7 @@ from gateway.inference.plain import (
     BACKSLASH,
     CLOSE,
     DATA,
+    DATA_KEY,
     ID_FIRST,
     LETTER_L,
     LETTER_R,
@@ -231,7 +232,8 @@ class Reader:
         stop = body.find(CLOSE, start)
         head, tail = body[:start], body[stop:]
         is_list = head.endswith((b'"data":', b'"data": ')) and OPEN not in body[start + 1 : stop]
-        if is_list and DATA not in tail and len(head) + len(tail) <= MAX_HEADER_BYTES:
+        # Members that mean nothing may hold whatever they like, and the list of the tensor may be another one then.
+        if is_list and len(head) + len(tail) <= MAX_HEADER_BYTES and len(DATA_KEY.findall(head + tail)) == 1:
             if len(self._shells) >= MAX_HEADERS:
                 self._shells.clear()
             pack = Struct(f"<{rows * column.width}{column.letter}").pack_into

@@ -408,6 +408,31 @@ def test_a_request_with_wishes_is_read_once_and_its_numbers_every_time(members: 
     assert asked[-1] > asked[2]
 
 
+@pytest.mark.parametrize("key", ['"data":', '"data" :', '"data"\n:', '"dat\\u0061":'])
+@pytest.mark.parametrize("other", ['"data":', '"data" :', '"dat\\u0061":'])
+@pytest.mark.parametrize("is_first", [False, True])
+def test_numbers_that_mean_nothing_are_not_taken_for_those_of_the_tensor(key: str, other: str, is_first: bool) -> None:
+    """1. A request has a second list by the name of data, beside its tensor. 2. It comes again, and with others."""
+    reader = Reader(FLOATS, LIMITS, "m", refuse_nonfinite=False)
+    for number in (0, 0, 1, 1, 2, 2):
+        tensor = f'"inputs":[{{"name":"x","shape":[1,2],"datatype":"FP32",{key}[{number // 2},1]}}]'
+        comment = f'"comment":{{{other}[7,{number}]}}'
+        body = Body(("{" + ",".join([comment, tensor] if is_first else [tensor, comment]) + "}").encode(), None)
+        assert_agree(read(reader, FLOATS, body), general(body, FLOATS), reader)
+
+
+def test_a_tensor_by_the_name_of_data_is_remembered_too() -> None:
+    contract = Contract((TensorSpec("data", "FP32", (-1, 2)),), (TensorSpec("y", "FP32", (-1, 2)),), batched=True)
+    reader = Reader(contract, LIMITS, "m", refuse_nonfinite=False)
+    for number in range(3):
+        item = {"name": "data", "shape": [1, 2], "datatype": "FP32", "data": [number, 1]}
+        body = Body(json.dumps({"inputs": [item], "outputs": [{"name": "y"}]}).encode(), None)
+        with patch.object(reader_module.oip, "decode", wraps=decode) as decoded:
+            got = read(reader, contract, body)
+        assert_agree(got, general(body, contract), reader)
+        assert decoded.call_count == (number == 0)
+
+
 @dataclass
 class Held:
     """A call that still needs its rows, and what they must hold."""
