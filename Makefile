@@ -27,10 +27,10 @@ help:  ## This list
 serve: $(VENV)/.runtime  ## Serve the example models on port 8080; MODELS=folder, ARGS="--port 9000"
 	@exec $(VENV)/bin/headgate serve --models $(MODELS) $(ARGS)
 
-test: $(VENV)/.dev  ## Run the whole test suite; ARGS="-k name" for a part of it
+test: $(VENV)/.dev  ## Run the test suite; ARGS="-k name" for a part of it
 	$(PYTEST) $(ARGS)
 
-check: lint test reproduce  ## What CI runs: ruff, mypy --strict, the whole test suite, the examples trained anew
+check: lint test reproduce  ## What CI runs: ruff, mypy --strict, the test suite, the examples trained anew
 
 reproduce: $(VENV)/.dev  ## Train the examples anew: models, lineage and baselines are those that ship
 	$(PYTEST) -m reproduces tests/examples

@@ -76,29 +76,25 @@ class BlockSource(Protocol):
 class _Header(NamedTuple):
     """What a JSON part said that was seen before: equal bytes mean an equal request, so it is not read again.
 
-    `request` without its inputs and its id; None where it asks for `outputs` and nothing more.
+    `request` without its inputs and its id.
     """
 
-    rows: int
     sizes: tuple[tuple[int, int], ...]
     total: int
-    outputs: tuple[OutputRequest, ...]
-    request: InferRequest | None
+    request: InferRequest
 
 
 class _Shell(NamedTuple):
     """What stood around the numbers of a JSON body: with the same around others, only these are read.
 
     `tail` begins with the bracket that closes them; `pack` writes as many numbers as the rows have. `shape` is that of
-    all rows, where their numbers are floats, and many. `outputs` and `request` as in _Header.
+    all rows, where their numbers are floats, and many. `request` as in _Header.
     """
 
-    rows: int
     tail: bytes
     pack: Any
     shape: tuple[int, ...] | None
-    outputs: tuple[OutputRequest, ...]
-    request: InferRequest | None
+    request: InferRequest
 
 
 class Reader:
@@ -131,12 +127,12 @@ class Reader:
         if header is None:
             if self._json:
                 # Most bodies end with their numbers.
-                if self._read_numbers(call, body, body.rfind(OPEN)):
+                if self._shells and self._read_numbers(call, body, body.rfind(OPEN)):
                     return
                 if body.startswith(ID_FIRST):
                     name, plain = split_id(body, self._limits.max_text)
                 at = plain.find(OPEN, plain.find(DATA))
-                if self._read_numbers(call, plain, at) or self._read_json(call, plain):
+                if (self._shells and self._read_numbers(call, plain, at)) or self._read_json(call, plain):
                     if name:
                         call.id, call.noted = name, True
                     return
@@ -155,7 +151,7 @@ class Reader:
             if header is not None:
                 self._remember(body, header, request)
             elif self._json and self._single is not None and BACKSLASH not in plain and request.id == name:
-                self._keep_shell(plain, self._single, request.rows, request.outputs, _wishes(request))
+                self._keep_shell(plain, self._single, _bare(request))
         else:
             call.arrays = request.inputs
             call.rows = request.rows
@@ -194,11 +190,8 @@ class Reader:
         # Numbers have no such letters, but true, false and null do, and struct packs True as 1.
         if body[stop:] != shell.tail or LETTER_L in text or LETTER_R in text:
             return False
-        if shell.request is None:
-            call.outputs = shell.outputs
-        else:
-            self._adopt(call, shell.request)
-        rows = shell.rows
+        self._adopt(call, shell.request)
+        rows = shell.request.rows
         block, row = self._room(call.priority, rows)
         try:
             if shell.shape is not None and _simd is not None:
@@ -216,30 +209,25 @@ class Reader:
         call.block, call.row, call.rows = block, row, rows
         return True
 
-    def _keep_shell(
-        self,
-        body: bytes,
-        column: ColumnSpec,
-        rows: int,
-        outputs: tuple[OutputRequest, ...],
-        request: InferRequest | None,
-    ) -> None:
+    def _keep_shell(self, body: bytes, column: ColumnSpec, request: InferRequest) -> None:
         """Remember what stands around the numbers of a body that was just read, if they are one list.
 
         Without a backslash in the body, the bytes ``"data":[`` can only be that key and the beginning of its list.
         """
         start = body.find(OPEN, body.find(DATA))
         stop = body.find(CLOSE, start)
+        is_list = body.endswith((b'"data":', b'"data": '), 0, max(start, 0)) and body.find(OPEN, start + 1, stop) < 0
+        if not is_list or start + len(body) - stop > MAX_HEADER_BYTES:
+            return
         head, tail = body[:start], body[stop:]
-        is_list = head.endswith((b'"data":', b'"data": ')) and OPEN not in body[start + 1 : stop]
         # Members that mean nothing may hold whatever they like, and the list of the tensor may be another one then.
-        if is_list and len(head) + len(tail) <= MAX_HEADER_BYTES and len(DATA_KEY.findall(head + tail)) == 1:
+        if len(DATA_KEY.findall(head + tail)) == 1:
             if len(self._shells) >= MAX_HEADERS:
                 self._shells.clear()
-            pack = Struct(f"<{rows * column.width}{column.letter}").pack_into
-            are_many = rows * column.width >= MANY_NUMBERS and column.letter in ("f", "d")
-            shape = (rows, *column.trailing) if are_many else None
-            self._shells[head] = _Shell(rows, tail, pack, shape, outputs, request)
+            count = request.rows * column.width
+            are_many = count >= MANY_NUMBERS and column.letter in ("f", "d")
+            shape = (request.rows, *column.trailing) if are_many else None
+            self._shells[head] = _Shell(tail, Struct(f"<{count}{column.letter}").pack_into, shape, request)
 
     def _read_json(self, call: Call, body: bytes) -> bool:
         """True when read; False leaves everything, errors too, to the general codec."""
@@ -278,7 +266,7 @@ class Reader:
         call.outputs = self.everything
         self._take(call, block, row, rows)
         if column is not None:
-            self._keep_shell(body, column, rows, self.everything, None)
+            self._keep_shell(body, column, InferRequest("", {}, {}, self.everything, rows))
         return True
 
     def _read_columns(self, inputs: list[Any], rows: int, block: Block, row: int, body: bytes) -> bool:
@@ -343,13 +331,10 @@ class Reader:
         known = self._headers.get(text)
         if known is None or len(body) - length != known.total or length == 0:
             return False
-        if known.request is None:
-            call.outputs = known.outputs
-        else:
-            self._adopt(call, known.request)
+        self._adopt(call, known.request)
         if name:
             call.id, call.noted = name, True
-        rows = known.rows
+        rows = known.request.rows
         block, row = self._room(call.priority, rows)
         at = length
         for index, size in known.sizes:
@@ -377,9 +362,7 @@ class Reader:
             sizes.append((self._at[item["name"]], int(item["parameters"]["binary_data_size"])))
         if len(self._headers) >= MAX_HEADERS:
             self._headers.clear()
-        self._headers[text] = _Header(
-            request.rows, tuple(sizes), sum(size for _, size in sizes), request.outputs, _wishes(request)
-        )
+        self._headers[text] = _Header(tuple(sizes), sum(size for _, size in sizes), _bare(request))
 
     # -- what is left
 
@@ -403,8 +386,7 @@ class Reader:
                 )
 
 
-def _wishes(request: InferRequest) -> InferRequest | None:
-    """A request without its inputs and its id; None where it asks for outputs and nothing more."""
-    if request.timeout_s is None and not {"priority", "nonfinite"} & request.parameters.keys():
-        return None
-    return InferRequest("", request.parameters, {}, request.outputs, request.rows, request.timeout_s)
+def _bare(request: InferRequest) -> InferRequest:
+    """A request without its inputs, its id, and the parameters that are no wish of `_adopt`."""
+    wishes = {name: value for name, value in request.parameters.items() if name in ("priority", "nonfinite")}
+    return InferRequest("", wishes, {}, request.outputs, request.rows, request.timeout_s)

@@ -111,9 +111,7 @@ class _Piece:
             found["prediction_id"] = prediction_ids(self.segment.spec.prefix, first + self.start)
         found["row"] = pa.array(rows.astype(np.int32))
         if "span" in wanted:
-            found["span"] = pa.array(
-                (self.meta["span"] if first is self.at else self.meta["span"][first]).astype(np.int32)
-            )
+            found["span"] = pa.array(self.meta["span"][first].astype(np.int32))
         if "time" in wanted:
             time_ns = self.take(self.segment.column("time_ns"))
             found["time"] = pa.array(time_ns // 1000).cast(pa.timestamp("us", "UTC"))

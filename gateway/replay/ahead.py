@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import zip_longest
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -25,10 +24,10 @@ def opened(sources: Sequence[Source]) -> Iterator[tuple[Source, Future[Opened]]]
     """Each source with what was opened of it; its result raises Damaged, OSError. One is opened ahead."""
     with ThreadPoolExecutor(1, "replay-ahead") as ahead:
         following = ahead.submit(_open, sources[0])
-        for source, after in zip_longest(sources, sources[1:]):
+        for at, source in enumerate(sources, 1):
             current = following
-            if after is not None:
-                following = ahead.submit(_open, after)
+            if at < len(sources):
+                following = ahead.submit(_open, sources[at])
             yield source, current
 
 

