@@ -85,7 +85,7 @@ class Replayer:
             raise ReplayFailed(f"there are no predictions of model {wish.model!r} in that folder, version and time")
         began = time.monotonic()
         self._progress.total = sum(each.rows for each in found)
-        for source, opening in ahead.opened(found):
+        for source, opening in ahead.opened(self._data, found, self._columns):
             if self._judge is not None:
                 self._judge.join.begin(source.prefix)
             answers = self._report.of(source.version, source.digest)
@@ -113,19 +113,19 @@ class Replayer:
                 self._loaded[number] = error.message
         return self._loaded[number]
 
+    def _columns(self, source: Source) -> set[str]:
+        """The columns of a source that a replay needs."""
+        tensors = tensors_of(source_of(source.schema).segment)
+        columns = {*READ, *(name for each in tensors for name in fields_of(each))}
+        return columns if self._judge is None else columns | {"prediction_id"}
+
     def _source(self, source: Source, opened: Opened, answers: Answers) -> None:
         version = self._version(source.version if self._wish.against is None else self._wish.against)
         skip = self._report.done.get(source.prefix, 0)
         for words in opened.damage:
             self._damaged(words)
         self._progress.advance(min(skip, source.rows))
-        tensors = tensors_of(source_of(source.schema).segment)
-        columns = {*READ, *(name for each in tensors for name in fields_of(each))}
-        if self._judge is not None:
-            columns.add("prediction_id")
-        found = read(self._data, source, columns, opened.segment)
-        # Rows of a segment lie in memory as they are needed: there a thread would only be in the way.
-        for batch in ahead.batches(found) if opened.segment is None else found:
+        for batch in opened.batches:
             named = _named(batch)
             if skip >= named.num_rows:
                 skip -= named.num_rows
