@@ -2,7 +2,7 @@
 
 Every function reads files below `root`, so a test can hand it a made-up /proc and /sys/fs/cgroup. What cannot be read
 is None, never a guess. Linux only; elsewhere all is None, and `cores` takes what the operating system says. The last
-five functions turn to the running system instead: a folder, a port, the clock, the environment as C sees it, a name.
+functions turn to the running system instead: a folder, a port, the clock, the environment, a name, a parent.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ from __future__ import annotations
 import ctypes
 import os
 import shutil
+import signal
 import socket
+import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,6 +22,7 @@ ROOT = Path("/")
 _CGROUP = Path("sys/fs/cgroup")
 
 _SET_NAME = 15  # prctl(PR_SET_NAME)
+_DEATH_SIGNAL = 1  # prctl(PR_SET_PDEATHSIG)
 
 WORKERS_SHARE = 0.85
 """The share of the memory that the workers may have; the rest is for the control process and for quarantine."""
@@ -218,6 +221,19 @@ def set_name(name: str) -> None:
     The first 15 bytes count.
     """
     ctypes.CDLL(None).prctl(_SET_NAME, name.encode())
+
+
+def end_with(parent: int) -> bool:
+    """Have this process killed when its `parent` ends; False where that has ended already."""
+    ctypes.CDLL(None).prctl(_DEATH_SIGNAL, signal.SIGKILL)
+    return os.getppid() == parent
+
+
+def bare_environment() -> dict[str, str]:
+    """Only what Python needs to start: who works on files has no business with the secrets of the environment."""
+    kept = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
+    path = os.pathsep.join(entry for entry in sys.path if entry)
+    return {"PATH": os.defpath, "LC_ALL": "C.UTF-8", "PYTHONPATH": path, **kept}
 
 
 def _allowed(root: Path) -> frozenset[int]:

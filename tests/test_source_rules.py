@@ -7,6 +7,7 @@ its own beside it that shows it a violation: a rule that cannot fail holds nothi
 from __future__ import annotations
 
 import ast
+import logging
 import os
 import subprocess
 import sys
@@ -168,6 +169,16 @@ def wall_clock(tree: ast.Module) -> Iterator[tuple[int, str]]:
                     yield node.lineno, f"from time import {alias.name}"
 
 
+def log_facts(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """No fact of a log event is called as logging calls its own: where the level is on, that raises KeyError."""
+    own = {*vars(logging.makeLogRecord({})), "message", "asctime"}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Dict):
+            keys = {key.value for key in node.keys if isinstance(key, ast.Constant)}
+            if "event" in keys and (wrong := keys & own):
+                yield node.lineno, f"the facts of a log event use {', '.join(sorted(map(str, wrong)))}"
+
+
 def imported(node: ast.Import | ast.ImportFrom) -> list[str]:
     """The modules that an import statement names; for `from a import b` both a and a.b, as b may be a module."""
     if isinstance(node, ast.Import):
@@ -213,6 +224,11 @@ def test_the_time_of_day_is_read_by_clocks_and_for_timestamps_alone() -> None:
     assert violations(wall_clock, [path for path in others if path.parent != ROOT / "gateway/telemetry"]) == []
 
 
+def test_no_fact_of_a_log_event_has_a_name_of_loggings_own() -> None:
+    # There the lines of the log are made.
+    assert violations(log_facts, [path for path in SOURCES if name_of(path) != "gateway/telemetry/logs.py"]) == []
+
+
 def test_every_exemption_from_the_clock_rule_is_in_use() -> None:
     used = [name for name in WALL_CLOCK_USERS if list(wall_clock(tree_of(ROOT / name)))]
     assert used == list(WALL_CLOCK_USERS)
@@ -247,6 +263,8 @@ def test_a_file_holds_one_idea() -> None:
         (wall_clock, "from time import time_ns"),
         (wall_clock, "import time\nf(now=time.time)"),
         (wall_clock, "from datetime import datetime\nx = datetime.now()"),
+        (log_facts, "facts = {'event': 'done', 'name': name}"),
+        (log_facts, "log.info('x', extra={'event': 'done', **more, 'module': 1})"),
     ],
 )
 def test_each_rule_finds_what_it_forbids(rule: Callable[[ast.Module], Iterator[tuple[int, str]]], code: str) -> None:
@@ -262,6 +280,7 @@ def test_each_rule_finds_what_it_forbids(rule: Callable[[ast.Module], Iterator[t
         (forbidden_constructs, "import subprocess\ntry: subprocess.run(['x'], shell=False)\nexcept OSError: pass"),
         (wall_clock, "import time\nclass SystemClock:\n    def now(self):\n        return time.time()"),
         (wall_clock, "import time\nbegan = time.monotonic()"),
+        (log_facts, "facts = {'event': 'done', 'model': name}\nother = {'name': name}"),
     ],
 )
 def test_each_rule_lets_the_proper_way_pass(rule: Callable[[ast.Module], Iterator[tuple[int, str]]], code: str) -> None:

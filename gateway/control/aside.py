@@ -14,6 +14,7 @@ from gateway.control.monitoring import Monitoring
 from gateway.feedback.declarations import Declarations
 from gateway.http.reviews import Desk
 from gateway.journal.keeper import Keeper
+from gateway.journal.scribe import Scribe
 from gateway.ledger import dialect
 from gateway.ledger.metrics import LedgerCollector
 from gateway.ledger.reading import Ledger as Book
@@ -40,7 +41,8 @@ class Aside:
         self.monitoring = Monitoring(settings) if settings.monitors else None
         self.ledger = Ledger(dialect.location(settings.data), settings.data, Declarations(settings.models))
         self._book = Book(dialect.location(settings.data))
-        keeper = Keeper(settings, self._is_read, count=count)
+        scribe = Scribe(lambda: self._chores.is_stopping())
+        keeper = Keeper(settings, self._is_read, count=count, scribe=scribe)
         self._chores = Chores(
             Chore("recover", RECOVER_S, lambda: recover_journal(journal, count, keeper.told)),
             Chore("keep", KEEP_S, lambda: keeper.step(self._chores.is_stopping)),
@@ -75,7 +77,7 @@ class Aside:
 
     def collectors(self) -> list[Collector]:
         """What is scraped beside the counters."""
-        ledger = LedgerCollector(self._book, self._data, time.time_ns, time.monotonic)
+        ledger = LedgerCollector(self._book, self._data, time.time_ns, time.monotonic, lambda: self.ledger.trouble)
         if self.monitoring is None:
             return [ledger]
         return [ledger, MonitorCollector(self.monitoring.service, self.monitoring.webhook)]

@@ -25,6 +25,11 @@ MAX_ROW = 999_999_999
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _ROW = re.compile(r"0|[1-9][0-9]{0,8}")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_END_NS = 4_102_444_800 * 1_000_000_000
+"""2100: with a window of a hundred years around it, a time is still a number of 64 bits."""
+
+AHEAD_NS = 86_400 * 1_000_000_000
+"""How far ahead of this one the clock of who observed something may be."""
 
 
 class Post(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
@@ -108,7 +113,7 @@ def accept(post: Post, target: Target, received_ns: int, actor: str = "") -> Eve
         entity=post.entity,
         event_time_ns=time_of(post.event_time, "event_time") if post.event_time else 0,
         source=post.source,
-        observed_at_ns=time_of(post.observed_at, "observed_at") if post.observed_at else 0,
+        observed_at_ns=_observed(post.observed_at, received_ns) if post.observed_at else 0,
         rationale=post.rationale,
         supersedes=post.supersedes,
         idempotency_key=key,
@@ -166,12 +171,21 @@ def time_of(text: str, field: str) -> int:
             raise ValueError
         since = moment - _EPOCH
         nanoseconds = (since.days * 86400 + since.seconds) * 1_000_000_000 + since.microseconds * 1000
-        if not 0 < nanoseconds < 1 << 63:
+        if not 0 < nanoseconds < _END_NS:
             raise ValueError
     except (ValueError, OverflowError):
-        expected = "a time after 1970 with a zone, such as 2026-09-17T10:00:00Z"
+        expected = "a time from 1970 to 2099 with a zone, such as 2026-09-17T10:00:00Z"
         raise InvalidFeedback(f"{field} must be {expected}, got {quote(text)}", field=field) from None
     return nanoseconds
+
+
+def _observed(text: str, received_ns: int) -> int:
+    """When something was observed: what came later would be the last word until then. Raises InvalidFeedback."""
+    observed_ns = time_of(text, "observed_at")
+    if observed_ns > received_ns + AHEAD_NS:
+        said = f"observed_at must not be more than a day ahead of the server's clock, got {quote(text)}"
+        raise InvalidFeedback(said, field="observed_at")
+    return observed_ns
 
 
 def _check_texts(post: Post) -> None:

@@ -23,6 +23,9 @@ Duration = Annotated[str, Meta(pattern=_DURATION, description="a whole number an
 MAX_INTEGER = 1 << 53
 """Integers beyond this are not exact in every JSON reader."""
 
+MAX_DURATION_NS = 36_525 * 86_400 * 1_000_000_000
+"""A hundred years: sums of it and of times of this century are numbers of 64 bits."""
+
 MAX_VALUES = 1000
 MAX_VALUE_CHARACTERS = 256
 """Of one category."""
@@ -173,6 +176,9 @@ def _address_problem(where: str, rule: FeedbackRule) -> str | None:
         return f"{where}.sources must be different ids of 1 to 128 characters"
     if rule.optimize and rule.type not in ("boolean", "number", "integer"):
         return f"{where}.optimize is for booleans, numbers and integers, not {rule.type}"
+    for key in ("maturity", "join_window", "entity_within"):
+        if duration_ns(getattr(rule, key)) > MAX_DURATION_NS:
+            return f"{where}.{key} must be at most 36525d, a hundred years, got {getattr(rule, key)}"
     if len(rule.entity) > 128 or len(rule.question) > 500:
         return f"{where}: entity has at most 128 characters, question at most 500"
     return None

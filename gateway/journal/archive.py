@@ -99,17 +99,6 @@ def _without_inputs(piece: pa.RecordBatch, columns: pa.Schema) -> pa.RecordBatch
     return pa.record_batch(kept, schema=columns)
 
 
-def remove(path: Path, folder: Path) -> None:
-    """Delete a file of the archive and what is left of its segment. Raises OSError."""
-    path.unlink(missing_ok=True)
-    shelves.index_of(folder, path.stem).unlink(missing_ok=True)
-    for empty in (path.parent, path.parent.parent, path.parent.parent.parent):
-        try:
-            empty.rmdir()
-        except OSError:
-            break
-
-
 def is_input(name: str) -> bool:
     """Whether a column holds an input, or something of one."""
     return name.removeprefix("digest_").removeprefix("summary_").removeprefix("shape_").startswith("input_")

@@ -342,7 +342,7 @@ def _refused(side: Side, schema: pa.Schema) -> pa.RecordBatch | None:
         "code": pa.array([frame.get("refused") for frame in frames], pa.string()),
         "extra": pa.array([msgspec.msgpack.encode(each) if each else None for each in extras], pa.binary()),
     }
-    for name in ("status", "latency_ns", "message", "request_id"):
+    for name in {"status", "latency_ns", "message", "request_id"} & set(schema.names):
         found[name] = pa.array([frame.get(name) for frame in frames], schema.field(name).type)
     return pa.record_batch(
         [found[field.name] if field.name in found else pa.nulls(count, field.type) for field in schema], schema=schema

@@ -7,13 +7,15 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
 from gateway.journal import retention, shelves
 from gateway.journal.reader import Damaged, Segment, segments
-from gateway.journal.retention import DAY_NS, Action, File, Kind, Rest, Rules, Verb
+from gateway.journal.retention import DAY_NS, Action, File, Kind, Rules, Verb
 from gateway.journal.schema import SIDE_SUFFIX
+from gateway.journal.scribe import Here, Scribe, Unfinished
 from gateway.journal.segment import is_orphan
 from gateway.settings import Settings
 
@@ -29,11 +31,6 @@ class SystemClock:
         return time.time_ns()
 
 
-def thread_times() -> tuple[float, float]:
-    """Seconds since some moment, and for how many of them this thread had a core."""
-    return time.monotonic(), time.thread_time()
-
-
 class Kept(NamedTuple):
     """What a step did: actions by verb, bytes that are held by kind, and in words what could not be done."""
 
@@ -47,7 +44,7 @@ class Keeper:
 
     `is_read` is asked whether all who read segments are through with the one of a prefix: until then it stays beside
     its archive while there is space. `count` is told of damage that is found in a segment for the first time; `told`
-    has the segments of which that was done, here or by who found it before.
+    has the segments of which that was done, here or by who found it before. `scribe` writes files of the archive.
     """
 
     def __init__(
@@ -56,7 +53,7 @@ class Keeper:
         is_read: Callable[[str], bool] = lambda prefix: True,
         now_ns: Callable[[], int] = SystemClock.now_ns,
         count: Callable[[str, int], None] = lambda what, number: None,
-        timer: Callable[[], tuple[float, float]] = thread_times,
+        scribe: Here | Scribe | None = None,
     ) -> None:
         self._journal = settings.data / "journal"
         self._archive = settings.data / shelves.FOLDER
@@ -69,8 +66,7 @@ class Keeper:
         )
         self._is_read = is_read
         self._now_ns = now_ns
-        self._timer = timer
-        self._rest = Rest()
+        self._scribe = scribe or Here()
         self._known: dict[Path, tuple[tuple[int, int], File]] = {}
         self._count = count
         self._damaged: set[str] = set()
@@ -78,9 +74,9 @@ class Keeper:
         self.totals: Counter[str] = Counter()
 
     def step(self, stop: Callable[[], bool] = lambda: False) -> Kept:
-        """Look at everything once and do what is due; `stop` is asked before each action. Takes seconds at most.
+        """Look at everything once and do what is due; `stop` is asked before each action.
 
-        Where the last archive had to fight for a core, the next one waits: see Rest.
+        Where no core has time for an archive, all that are not in a hurry wait for another step.
         """
         troubles: list[str] = []
         done: Counter[str] = Counter()
@@ -88,43 +84,50 @@ class Keeper:
         held: Counter[str] = Counter()
         for file in files:
             held[file.kind] += file.size
-        for action in retention.decide(files, self._rules, self._now_ns()):
-            if stop():
-                break
-            began_s, had_s = self._timer()
-            if action.verb == Verb.ARCHIVE and self._rest.holds(began_s, held[Kind.SEGMENT], self._rules):
-                continue
-            self._do(action, paths, done, troubles)
-            if action.verb == Verb.ARCHIVE:
-                ended_s, has_s = self._timer()
-                took_s, worked_s = ended_s - began_s, has_s - had_s
-                if self._rest.begins(ended_s, took_s, worked_s):
-                    facts = {"took_s": round(took_s, 1), "worked_s": round(worked_s, 1)}
-                    log.info("journal: archiving waits", extra={"event": "journal-archive-waits", **facts})
+        hurry = retention.hurries(held[Kind.SEGMENT], self._rules)
+        waits = False
+        with closing(self._scribe):
+            for action in retention.decide(files, self._rules, self._now_ns()):
+                if stop():
+                    break
+                if action.verb == Verb.ARCHIVE and waits:
+                    continue
+                waits |= not self._do(action, paths, done, troubles, hurry=hurry)
         self.totals.update(done)
         self.totals["troubles"] += len(troubles)
         return Kept(dict(done), dict(held), troubles)
 
-    def _do(self, action: Action, paths: dict[tuple[str, Kind], Path], done: Counter[str], troubles: list[str]) -> None:
+    def _do(
+        self,
+        action: Action,
+        paths: dict[tuple[str, Kind], Path],
+        done: Counter[str],
+        troubles: list[str],
+        *,
+        hurry: bool,
+    ) -> bool:
+        """Do one action; False where that was not finished and is for another time."""
         file = action.file
         # A file that is stripped in this round may be deleted in it, too.
         path = paths.get((file.prefix, file.kind)) or paths[file.prefix, Kind.FULL]
         facts = {"event": f"journal-{action.verb}", "segment": file.prefix, "reason": action.reason}
-        from gateway.journal import archive  # with pyarrow, which a server need not have read before it can answer
-
         try:
             match action.verb:
                 case Verb.ARCHIVE:
-                    if damage := archive.write(Segment.open(path), self._archive).damage:
+                    if damage := self._scribe.archive(path, self._archive, hurry=hurry):
                         self._tell(file.prefix, len(damage))
                         self._trouble(facts, f"segment {file.prefix}: {'; '.join(damage[:3])}", troubles)
                 case Verb.STRIP:
-                    archive.strip(path)
+                    # Inputs may have to go because they are too old.
+                    self._scribe.strip(path, hurry=True)
                 case Verb.DELETE if file.kind != Kind.SEGMENT:
-                    archive.remove(path, self._archive)
+                    shelves.remove(path, self._archive)
                 case _:
                     path.unlink(missing_ok=True)
                     path.with_suffix(SIDE_SUFFIX).unlink(missing_ok=True)
+        except Unfinished:
+            log.info("journal: archiving waits", extra=facts | {"event": "journal-archive-waits"})
+            return False
         except Damaged as error:
             self._damaged.add(file.prefix)
             self._tell(file.prefix, 1)
@@ -136,6 +139,7 @@ class Keeper:
             # What is deleted for want of space or for its age is gone for good: it should be seen.
             level = logging.INFO if action.verb in (Verb.DELETE, Verb.STRIP) else logging.DEBUG
             log.log(level, f"journal: {action.verb}", extra=facts)
+        return True
 
     def _tell(self, prefix: str, places: int) -> None:
         if prefix not in self.told:

@@ -71,31 +71,9 @@ class Action(NamedTuple):
     reason: str
 
 
-class Rest:
-    """When archiving pauses, because others need the core or the disk: nothing waits for an archive until space does.
-
-    An archive that took `FOUGHT` times as long as it worked, and more than `LOST_S` longer, had to fight for its turns;
-    then there is none for `PAUSE_S`, unless segments take half of the space that they and the archive have. Seconds are
-    those of one clock that nobody sets.
-    """
-
-    FOUGHT = 4.0
-    LOST_S = 1.0
-    PAUSE_S = 60.0
-
-    def __init__(self) -> None:
-        self._until_s = float("-inf")
-
-    def begins(self, now_s: float, took_s: float, worked_s: float) -> bool:
-        """One segment was archived: how long that took, and for how long of it the thread had a core. Now a pause?"""
-        fought = took_s > self.FOUGHT * worked_s and took_s - worked_s > self.LOST_S
-        if fought:
-            self._until_s = now_s + self.PAUSE_S
-        return fought
-
-    def holds(self, now_s: float, segment_bytes: int, rules: Rules) -> bool:
-        """Whether the next one should wait."""
-        return now_s < self._until_s and 2 * segment_bytes < rules.disk_bytes
+def hurries(segment_bytes: int, rules: Rules) -> bool:
+    """Whether segments must be archived although others need the cores: they take half of the space."""
+    return 2 * segment_bytes >= rules.disk_bytes
 
 
 def decide(files: Iterable[File], rules: Rules, now_ns: int) -> list[Action]:

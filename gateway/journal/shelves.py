@@ -55,3 +55,14 @@ def places(folder: Path, model: str | None = None, version: int | None = None) -
 def find(folder: Path, prefix: str) -> Path | None:
     """The file of a segment, wherever in the archive it is."""
     return next(iter(folder.glob(f"model=*/version=*/date={date_of(prefix)}/{prefix}{SUFFIX}")), None)
+
+
+def remove(path: Path, folder: Path) -> None:
+    """Delete a file of the archive and what is left of its segment. Raises OSError."""
+    path.unlink(missing_ok=True)
+    index_of(folder, path.stem).unlink(missing_ok=True)
+    for empty in (path.parent, path.parent.parent, path.parent.parent.parent):
+        try:
+            empty.rmdir()
+        except OSError:
+            break

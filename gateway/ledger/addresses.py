@@ -30,6 +30,9 @@ WHOLE = -1
 CANDIDATES = 64
 """Predictions of one address that are looked at, the latest first."""
 
+MAX_NS = (1 << 63) - 1
+"""The latest time that a database has numbers for."""
+
 _SIGN = 1 << 63
 
 
@@ -65,7 +68,8 @@ def find(connection: Connection, address: int, around: tuple[int, int] | None = 
     statement = select(table.prediction_id, table.part, table.predicted_ns).where(table.address == address)
     if around is not None:
         time_ns, within_ns = around
-        statement = statement.where(table.predicted_ns.between(time_ns - within_ns, time_ns + within_ns))
+        first, last = max(time_ns - within_ns, 0), min(time_ns + within_ns, MAX_NS)
+        statement = statement.where(table.predicted_ns.between(first, last))
     statement = statement.order_by(table.predicted_ns.desc(), table.prediction_id, table.part)
     if around is None:
         statement = statement.limit(CANDIDATES)

@@ -14,7 +14,9 @@ from typing import Any, Protocol
 
 import msgspec
 from sqlalchemy import Connection, bindparam, select
+from sqlalchemy.exc import DataError, SQLAlchemyError
 
+from gateway.errors import HeadgateError
 from gateway.feedback.event import FOLDER, Event
 from gateway.feedback.log import files
 from gateway.feedback.rules import FeedbackRule
@@ -85,6 +87,7 @@ class Folder:
         self._reader = LogReader()
         self.book = RuleBook(declarations.of)
         self._indexed: dict[str, set[str]] = {}
+        self._most: int | None = None
 
     def load(self) -> None:
         """Take what is remembered from the ledger: at the start, and after a step that failed."""
@@ -96,7 +99,29 @@ class Folder:
     # -- new events
 
     def fold(self, limit: int) -> int:
-        """Take up to `limit` new events in; returns how many frames were dealt with."""
+        """Take up to `limit` new events in; returns how many frames were dealt with.
+
+        One that cannot be taken in, whatever the reason, must not hold up those behind it: fewer are taken at once
+        until it is alone, and then it is set aside as an orphan. Raises what the database and the disk do.
+        """
+        most = min(limit, self._most or limit)
+        try:
+            dealt = self._fold(most)
+        except Exception as error:
+            if isinstance(error, HeadgateError | SQLAlchemyError | OSError) and not isinstance(error, DataError):
+                raise
+            self.load()
+            if most > 1:
+                self._most = max(1, most // 16)
+                return self.fold(limit)
+            facts = {"event": "feedback-set-aside", "reason": type(error).__name__}
+            log.error("an event of feedback cannot be taken in", exc_info=error, extra=facts)
+            dealt = self._fold(1, aside=f"it cannot be taken in ({type(error).__name__}); the log has the details")
+        # While it grows again there is more to do.
+        self._most = None if most >= limit else most * 2
+        return limit if self._most is not None else dealt
+
+    def _fold(self, limit: int, aside: str = "") -> int:
         with self._connection.begin():
             places = {row.name: row for row in self._connection.execute(select(logs))}
             taken: dict[str, Taken] = {}
@@ -112,7 +137,10 @@ class Folder:
             if not taken:
                 return 0
             new, repeats = self._unknown(taken)
-            self._take_in(new)
+            if aside:
+                self._set_aside(new, aside)
+            else:
+                self._take_in(new)
             self._place(places, taken, repeats)
         return sum(len(each.events) + each.unread for each in taken.values())
 
@@ -191,6 +219,15 @@ class Folder:
         change.write()
         self._answer_reviews(puts)
 
+    def _set_aside(self, new: Sequence[Event], reason: str) -> None:
+        """Keep events as they came, without anything that follows from them."""
+        change = Change(self._connection, self.book)
+        rows = [self._bare_row(event, {}) | {"state": State.ORPHAN, "reason": reason} for event in new]
+        self._insert(rows)
+        for row in rows:
+            change.tally(row["model"], row["name"], row["state"], 1)
+        change.write()
+
     def _insert(self, rows: list[dict[str, Any]]) -> None:
         if rows:
             self._connection.execute(events.insert(), rows)
@@ -199,6 +236,9 @@ class Folder:
         """An event as a row of the table, not joined yet."""
         rules_of = self._rules(event.model, event.name) if event.op == "put" and not event.prediction_id else {}
         self._index(event, rules_of)
+        return self._bare_row(event, rules_of)
+
+    def _bare_row(self, event: Event, rules_of: Mapping[str, FeedbackRule]) -> dict[str, Any]:
         return {
             "feedback_id": event.feedback_id,
             "op": event.op,
@@ -344,7 +384,7 @@ class Folder:
         """Resolve up to `limit` labels anew whose declaration was changed; returns how many."""
         with self._connection.begin():
             for model, name in self.book.refresh(self._connection):
-                facts = {"event": "labels-restated", "model": model, "name": name}
+                facts = {"event": "labels-restated", "model": model, "feedback": name}
                 log.info("declaration changed, labels are resolved anew", extra=facts)
             one = restating(self._connection)
             if one is None:

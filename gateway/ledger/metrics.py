@@ -23,13 +23,24 @@ KEEP_S = 10.0
 
 
 class LedgerCollector(Collector):
-    """Reads the ledger at most once in `KEEP_S`. While it cannot be read, `headgate_ledger_readable` is 0."""
+    """Reads the ledger at most once in `KEEP_S`. While it cannot be read, `headgate_ledger_readable` is 0.
 
-    def __init__(self, ledger: Ledger, data: Path, now_ns: Callable[[], int], monotonic: Callable[[], float]) -> None:
+    `trouble` says why it is not written, empty where it is.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        data: Path,
+        now_ns: Callable[[], int],
+        monotonic: Callable[[], float],
+        trouble: Callable[[], str] = lambda: "",
+    ) -> None:
         self._ledger = ledger
         self._folder = data / FOLDER
         self._now_ns = now_ns
         self._monotonic = monotonic
+        self._trouble = trouble
         self._lock = threading.Lock()
         self._families: list[Metric] = []
         self._until = float("-inf")
@@ -53,7 +64,9 @@ class LedgerCollector(Collector):
         except LedgerUnavailable:
             families = []
         readable.add_metric([], float(bool(families)))
-        return [readable, *families]
+        writable = GaugeMetricFamily("headgate_ledger_writable", "Whether feedback is taken into the ledger.")
+        writable.add_metric([], float(not self._trouble()))
+        return [readable, writable, *families]
 
     def _states(self) -> Metric:
         states = GaugeMetricFamily(

@@ -161,11 +161,10 @@ class Service:
             try:
                 if writer is None:
                     writer = Writer(self._url, self._data, self._declarations, self._clock)
-                    self._well()
                 writer.step()
                 busy = writer.is_behind
                 self._well()
-            except (HeadgateError, SQLAlchemyError, OSError) as error:
+            except Exception as error:  # without this thread no label would come again: whatever it is, it tries again
                 self._failed(error)
                 if writer is not None:
                     writer.close()

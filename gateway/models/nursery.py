@@ -7,7 +7,6 @@ and tells the end over a socket of its own; when that is closed at the other sid
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import os
 import selectors
@@ -33,8 +32,6 @@ NAME = "headgate-trial"
 MAX_VERDICT_BYTES = 64 << 20
 MAX_SAID_BYTES = 64 << 10
 """Of what a trial writes, the first so many bytes are read as its verdict and the last so many as its complaint."""
-
-_DEATH_SIGNAL = 1  # prctl(PR_SET_PDEATHSIG)
 
 
 def main() -> int:
@@ -110,10 +107,11 @@ def _guard(asker: socket.socket) -> int:
 def _try(job: bytes, verdict: int) -> int:
     """The trial: in a session of its own, and not for longer than its warden."""
     warden = os.getppid()
-    ctypes.CDLL(None).prctl(_DEATH_SIGNAL, signal.SIGKILL)
+    if not host.end_with(warden):
+        return 1
     host.set_name(NAME)
     os.setsid()
-    return trial.main(job, verdict) if os.getppid() == warden else 1
+    return trial.main(job, verdict)
 
 
 def _leave(work: Callable[[], int]) -> NoReturn:

@@ -6,7 +6,6 @@ The job goes in and the report comes out as JSON, over a socket.
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import socket
@@ -18,6 +17,7 @@ from contextlib import closing, suppress
 
 import msgspec
 
+from gateway import host
 from gateway.errors import LoadRejected, LoadUnavailable
 from gateway.models.options import SessionOptions
 from gateway.types import Contract
@@ -168,7 +168,9 @@ class Quarantine:
         command = [sys.executable, "-m", "gateway.models.nursery"]
         with theirs:
             try:
-                process = subprocess.Popen(command, stdin=theirs.fileno(), start_new_session=True, env=_environment())
+                process = subprocess.Popen(
+                    command, stdin=theirs.fileno(), start_new_session=True, env=host.bare_environment()
+                )
             except OSError:
                 ours.close()
                 raise
@@ -206,13 +208,6 @@ def _ask(trial: socket.socket, job: bytes, deadline_s: float) -> bytes:
 def is_out_of_memory(text: str) -> bool:
     """Whether this is how a library says that memory ran out."""
     return _OUT_OF_MEMORY.search(text) is not None
-
-
-def _environment() -> dict[str, str]:
-    """Only what Python needs to start: a model file has no business with the secrets of the environment."""
-    kept = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
-    path = os.pathsep.join(entry for entry in sys.path if entry)
-    return {"PATH": os.defpath, "LC_ALL": "C.UTF-8", "PYTHONPATH": path, **kept}
 
 
 def _read(ended: Ended, job: Job) -> Report:

@@ -263,10 +263,10 @@ def _feedback(goals: Objectives) -> Iterator[Alert]:
     control = f'job="{goals.control}"'
     yield Alert(
         "HeadgateLedgerUnreadable",
-        f"{select('headgate_ledger_readable', control)} == 0",
+        f"{select('headgate_ledger_readable', control)} == 0 or {select('headgate_ledger_writable', control)} == 0",
         "5m",
         TICKET,
-        "The ledger of {{ $labels.instance }} cannot be read. Feedback is kept, but joined with nothing.",
+        "The ledger of {{ $labels.instance }} cannot be read or written. Feedback is kept, but joined with nothing.",
     )
     yield Alert(
         "HeadgateLedgerBehind",

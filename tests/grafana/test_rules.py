@@ -50,6 +50,7 @@ HEALTHY = {
     f'headgate_feedback_total{{{DATA},model="m",name="late",status="matched"}}': "0+60x6000",
     f"headgate_feedback_keys_forgotten_total{{{DATA}}}": "0x6000",
     f"headgate_ledger_readable{{{CONTROL}}}": "1x6000",
+    f"headgate_ledger_writable{{{CONTROL}}}": "1x6000",
     f"headgate_ledger_backlog_bytes{{{CONTROL}}}": "900x6000",
     f'headgate_ledger_damaged_bytes{{{CONTROL},where="middle"}}': "0x6000",
     f'headgate_label_coverage_ratio{{{CONTROL},{VERSION},name="late",age="1d"}}': "0.8x6000",
@@ -153,6 +154,9 @@ CASES: dict[str, tuple[dict[str, str], str, set[tuple[str, str]]]] = {
     ),
     "a ledger that cannot be read": (
         changed("headgate_ledger_readable", "1x10 0x90"), "17m", {("HeadgateLedgerUnreadable", TICKET)},
+    ),
+    "a ledger that is not written": (
+        changed("headgate_ledger_writable", "1x10 0x90"), "17m", {("HeadgateLedgerUnreadable", TICKET)},
     ),
     "a ledger that falls behind": (
         changed("headgate_ledger_backlog_bytes", "0+1000000x100"), "60m", {("HeadgateLedgerBehind", TICKET)},

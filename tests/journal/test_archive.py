@@ -237,7 +237,7 @@ def test_a_file_without_its_inputs_still_finds_its_predictions(tmp_path: Path) -
     assert record is not None
     assert record.inputs == {}
     assert record.outputs["y"].shape == (3,)
-    archive.remove(place.path, tmp_path / "archive")
+    shelves.remove(place.path, tmp_path / "archive")
     assert Locator(tmp_path).find(gateway.ids[0]) is None
     assert [path.name for path in (tmp_path / "archive").iterdir()] == ["_index"]
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
 import xxhash
 
 from gateway.feedback.rules import FeedbackRule
+from gateway.ledger.fold import Folder
 from gateway.ledger.maturity import lag_class
 from tests.ledger.rig import DAY, SECOND, START, Rig, open_segment, write
 
@@ -238,3 +242,63 @@ def test_what_the_ledger_holds_is_there_after_it_was_opened_again(rig: Rig) -> N
     rig.step()
     assert rig.states().keys() == {said, more}
     assert sum(row["events"] for row in rig.ledger.logs().values()) == 2
+
+
+def test_an_event_that_cannot_be_taken_in_is_set_aside_and_all_others_are_joined(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """40 events, of which two meet a defect, then 40 more. Result: two orphans that say why, 78 labels, told twice."""
+    segment = open_segment(rig.data)
+    predictions = [write(segment, START - DAY) for _ in range(80)]
+    said = [rig.put(True, prediction_id=prediction) for prediction in predictions[:40]]
+    bad = {said[7], said[31]}
+    join = Folder._join
+
+    def fails(folder: Folder, row: dict[str, Any]) -> bool:
+        if row["feedback_id"] in bad:
+            raise OverflowError("too large")
+        return join(folder, row)
+
+    monkeypatch.setattr(Folder, "_join", fails)
+    rig.step()
+    said += [rig.put(True, prediction_id=prediction) for prediction in predictions[40:]]
+    rig.step()
+    states = rig.states()
+    assert [states[each] for each in said] == ["orphan" if each in bad else "matched" for each in said]
+    tallies = {state: count for (_, _, state), count in rig.ledger.tallies().items() if count}
+    assert tallies == {"matched": 78, "orphan": 2}
+    (about,) = rig.ledger.prediction(predictions[7])["feedback"]
+    assert about["reason"] == "it cannot be taken in (OverflowError); the log has the details"
+    told = [record for record in caplog.records if record.message == "an event of feedback cannot be taken in"]
+    assert len(told) == 2
+    rig.reopen()
+    assert rig.step() == 0
+    assert rig.states() == states
+
+
+def test_times_and_windows_at_the_end_of_what_numbers_hold_find_nothing_and_break_nothing(rig: Rig) -> None:
+    rig.declared.rules["flights"]["late"] = FeedbackRule(
+        type="boolean", entity="customer", entity_within="999999999d", join_window="30d"
+    )
+    write(open_segment(rig.data), START - DAY, customer=[7])
+    far = rig.put(True, entity="8", event_time_ns=(1 << 63) - 1)
+    near = rig.put(True, entity="7", event_time_ns=START - DAY)
+    rig.step()
+    assert rig.states() == {far: "pending", near: "matched"}
+
+
+def test_a_declaration_that_is_changed_resolves_its_labels_anew_and_is_logged(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    prediction = write(open_segment(rig.data), START - DAY)
+    for source, value in (("a", True), ("b", True), ("c", False)):
+        rig.put(value, prediction_id=prediction, source=source)
+        rig.clock.sleep(1)
+    rig.step()
+    assert [label["value"] for label in rig.ledger.prediction(prediction)["labels"]] == [False]
+    rig.declared.rules["flights"]["late"] = FeedbackRule(type="boolean", resolve="majority")
+    rig.clock.sleep(5)
+    rig.step()
+    assert [label["value"] for label in rig.ledger.prediction(prediction)["labels"]] == [True]
+    (told,) = [record for record in caplog.records if record.message.startswith("declaration changed")]
+    assert (told.model, told.feedback) == ("flights", "late")  # type: ignore[attr-defined]

@@ -14,7 +14,9 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from gateway.errors import NotReady
 from gateway.feedback.log import Log
+from gateway.ledger import service as service_module
 from gateway.ledger.dialect import FILE, location
+from gateway.ledger.fold import Folder
 from gateway.ledger.maturity import HOUR_NS, LAGS_S, coverage, hour_of, lag_class
 from gateway.ledger.metrics import LedgerCollector
 from gateway.ledger.reading import Ledger
@@ -252,6 +254,28 @@ def test_a_scrape_shows_states_lags_coverage_and_what_is_left_to_do(rig: Rig) ->
     assert backlog in generate_latest(registry).decode()
     rig.clock.sleep(11)
     assert "headgate_ledger_backlog_bytes 0.0" in generate_latest(registry).decode()
+
+
+def test_a_ledger_that_cannot_be_written_says_so_and_tries_again(
+    service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1. Folding fails in a way that nobody foresaw. 2. It does not any more.
+    Result: jobs are refused meanwhile, not kept waiting, and the metric says it; then labels come again.
+    """
+    monkeypatch.setattr(service_module, "AFTER_FAILURE_S", 0.01)
+    with monkeypatch.context() as broken:
+        broken.setattr(Folder, "retry", lambda *_: {}["nothing"])
+        (tmp_path / "data").mkdir()
+        service.start()
+        until(lambda: service.trouble == "KeyError")
+        with pytest.raises(NotReady, match="cannot be written now: KeyError"):
+            service.call(lambda writer: None).result(10)
+        registry = CollectorRegistry()
+        ledger = Ledger(location(tmp_path / "data"))
+        registry.register(LedgerCollector(ledger, tmp_path, lambda: START, lambda: 0.0, lambda: service.trouble))
+        assert "headgate_ledger_writable 0.0" in generate_latest(registry).decode()
+    until(lambda: not service.trouble)
+    assert service.call(lambda writer: 7).result(10) == 7
 
 
 def test_a_scrape_without_a_ledger_says_so(tmp_path: Path) -> None:

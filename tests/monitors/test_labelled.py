@@ -197,7 +197,7 @@ def test_labels_of_an_archived_segment_are_joined_and_taken_out_again_when_even_
     first = {name: watched.rig.put(True, prediction_id=name) for name in names}
     watched.step()
     watched.check(dict.fromkeys(names, True))
-    archive.remove(target.path, watched.rig.data / shelves.FOLDER)
+    shelves.remove(target.path, watched.rig.data / shelves.FOLDER)
     watched.rig.clock.sleep(60)
     for name in names[:10]:
         watched.rig.put(False, prediction_id=name, supersedes=first[name])
