@@ -29,6 +29,9 @@ from gateway.models import durable
 INDEXED = ("time_ns", "key", "span", "status")
 """The columns that are left of an archived segment."""
 
+MODE = 0o640
+"""Of files: those of segments."""
+
 MAX_DAMAGE = 8
 """Places of damage that a file tells of."""
 
@@ -124,6 +127,12 @@ def read_schema(path: Path) -> pa.Schema:
         return pq.read_schema(path)
 
 
+def count_rows(path: Path) -> int:
+    """The rows of a file, those without an id included. Raises Damaged, OSError."""
+    with reading(path):
+        return int(pq.read_metadata(path).num_rows)
+
+
 def read(path: Path, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
     """The rows of a file, of all or some columns; each batch ends with a run. Raises Damaged, OSError."""
     with reading(path), pq.ParquetFile(path, memory_map=True, page_checksum_verification=True) as file:
@@ -152,6 +161,8 @@ def _write(path: Path, columns: pa.Schema, pieces: Iterator[pa.RecordBatch | pa.
         if pa.types.is_string(field.type) and field.name not in ("prediction_id", "request_id", "id", "trace")
     ]
     path.unlink(missing_ok=True)
+    # Who may not read segments may not read their archive.
+    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, MODE))
     rows = 0
     plain = dict.fromkeys(("time", "time_ns"), "DELTA_BINARY_PACKED") | {"prediction_id": "DELTA_BYTE_ARRAY"}
     with pq.ParquetWriter(
@@ -228,4 +239,5 @@ def _write_index(segment: Segment, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.writing")
     durable.write(scratch, bytes(data))
+    scratch.chmod(MODE)
     _publish(scratch, path)

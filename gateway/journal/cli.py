@@ -148,11 +148,13 @@ def _export(args: argparse.Namespace) -> int:
         told = export(chosen.data, wish, labels, args.out, progress)
     if args.json:
         print(msgspec.json.format(msgspec.json.encode(told)).decode())
-        return 0
+        return 1 if told.damaged else 0
     print(f"wrote {told.rows:,} rows of {len(told.columns)} columns to {args.out}")
     for name, count in told.labelled.items():
         unused = f"; {told.unused[name]:,} labels have no row in it" if told.unused[name] else ""
         print(f"  label {name}: {count:,} rows{unused}")
     if told.bare:
         print(f"  {told.bare:,} rows are past the age or space of inputs and have none")
-    return 0
+    for words in told.damaged:
+        print(f"  damaged: {words}")
+    return 1 if told.damaged else 0

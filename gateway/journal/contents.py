@@ -31,6 +31,7 @@ class Contents:
         if rule.keep == "full":
             frame.setdefault(group, {})[kept.name] = keep.as_frame(keep.redact(rule, array, self._secret))
         elif rule.keep == "digest":
+            array = keep.redact(rule, array, self._secret)
             frame.setdefault("digest", {})[kept.name] = keep.digest(array).tobytes()
             frame.setdefault("summary", {})[kept.name] = keep.summary(array, self._datatypes[kept.name]).tobytes()
         else:
@@ -54,7 +55,7 @@ class Contents:
             rule = kept.rule
             key = hash_key(call.key) if call.key else 0
             if rule.keep == "digest":
-                whole = array.reshape(1, -1)
+                whole = keep.redact(rule, array, self._secret).reshape(1, -1)
                 marks = keep.digest(whole).tobytes(), keep.summary(whole, self._datatypes[kept.name]).tobytes()
                 found[kept.name] = {"digest": marks[0], "summary": marks[1], "s": list(array.shape)}
             elif rule.keep == "full" or always or keep.is_sampled(rule, key, call.prediction_id):

@@ -7,6 +7,7 @@ labels are those that were known at that moment, resolved from what had been rec
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -22,6 +23,7 @@ from gateway.errors import HeadgateError
 from gateway.feedback.rules import FeedbackRule, Value
 from gateway.journal.columns import Tensor, source_of, tensors_of, to_array
 from gateway.journal.ids import PREFIX_LENGTH
+from gateway.journal.reader import Damaged
 from gateway.journal.sources import Source, read, sources
 from gateway.progress import Progress
 from gateway.types import Array
@@ -88,44 +90,53 @@ class LabelColumn(NamedTuple):
 
 
 class Exported(msgspec.Struct):
-    """What an export did. `unused`: labels by name that no exported row has. `bare`: rows without their inputs."""
+    """What an export did. `unused`: labels by name that no exported row has. `bare`: rows without their inputs.
+
+    `damaged`: what could not be read and is missing, in words.
+    """
 
     rows: int = 0
     labelled: dict[str, int] = {}
     unused: dict[str, int] = {}
     bare: int = 0
     columns: tuple[str, ...] = ()
+    damaged: list[str] = []
 
 
 def export(data: Path, wish: Wish, labels: Sequence[LabelColumn], target: Path, progress: Progress) -> Exported:
     """Write the table to `target`, CSV if its name ends so, else Parquet; under that name only when it is complete.
 
-    Raises ExportFailed, Damaged, OSError.
+    Raises ExportFailed, OSError.
     """
-    found = sources(data, wish.model, wish.versions, wish.until_ns)
+    damaged: list[str] = []
+    found = sources(data, wish.model, wish.versions, wish.until_ns, damaged.append)
     if not found:
-        raise ExportFailed(f"there are no predictions of model {wish.model!r} in that folder, version and time")
+        beside = f" that can be read ({damaged[0]})" if damaged else ""
+        raise ExportFailed(f"there are no predictions of model {wish.model!r}{beside} in that folder, version and time")
     tensors = _union(found, wish)
     as_csv = target.suffix == ".csv"
     if as_csv and (varying := [each.field for each in tensors if not (each.fixed and (wish.flat or each.width == 1))]):
         raise ExportFailed(f"{varying[0]} has several values a row: use --flat, or Parquet where their number varies")
     schema = _schema(tensors, labels, flat=wish.flat)
     joins = [Join(each) for each in labels]
-    told = Exported(columns=tuple(schema.names))
+    told = Exported(columns=tuple(schema.names), damaged=damaged)
     progress.total = sum(each.rows for each in found)
-    scratch = target.with_name(f".{target.name}.writing")
+    scratch = target.with_name(f".{target.name}.{secrets.token_hex(4)}.writing")
     try:
         with _writer(scratch, schema, as_csv=as_csv) as writer:
             for source in found:
                 for join in joins:
                     join.begin(source.prefix)
-                for batch in read(data, source):
-                    rows = _rows(batch, source, wish, tensors, joins, schema)
-                    progress.advance(batch.num_rows)
-                    if rows is not None:
-                        writer.write_table(pa.Table.from_batches([rows]))
-                        told.rows += rows.num_rows
-                        told.bare += rows.num_rows if source.bare else 0
+                try:
+                    for batch in read(data, source):
+                        rows = _rows(batch, source, wish, tensors, joins, schema)
+                        progress.advance(batch.num_rows)
+                        if rows is not None:
+                            writer.write_table(pa.Table.from_batches([rows]))
+                            told.rows += rows.num_rows
+                            told.bare += rows.num_rows if source.bare else 0
+                except Damaged as error:
+                    damaged.append(str(error))
         os.replace(scratch, target)
     finally:
         scratch.unlink(missing_ok=True)

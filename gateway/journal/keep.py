@@ -83,6 +83,8 @@ def check(rules: dict[str, KeepRule], specs: Sequence[TensorSpec]) -> None:
         numeric = DATATYPES[known[name].datatype].size > 0
         if rule.redact == "bucket" and not numeric:
             raise ValueError(f"model.toml: journal.tensors.{name[:64]}: strings have no buckets; use mask or hmac")
+        if rule.redact == "bucket" and known[name].datatype == "BF16":
+            raise ValueError(f"model.toml: journal.tensors.{name[:64]}: BF16 has no buckets; use mask")
         if rule.redact == "hmac" and numeric:
             raise ValueError(f"model.toml: journal.tensors.{name[:64]}: hmac is for strings; use bucket or mask")
 

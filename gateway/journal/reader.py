@@ -184,6 +184,11 @@ class Segment:
                 elif len(value) > (index := (part or 0) if loose else at - first):
                     values[name] = value[index]
         spec = self.spec
+        groups = {column.name: column.group for column in spec.side}
+        for name, sample in frame.get("samples", {}).items():
+            if (index := at - int(frame["row"])) in sample["at"]:
+                value = tensors({name: sample["values"]})[name][sample["at"].index(index)]
+                (inputs if groups.get(name) == "input" else outputs)[name] = value
         name = str(ids.PredictionId(spec.prefix, row, part))
         return Record(name, spec.model, spec.version, spec.digest, spec, meta, inputs, outputs, frame)
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from gateway.inference.times import Times
 
 LANES = 3
+BAD_REQUEST = 400
 MAX_TARGETS = 64
 """Sets of requested outputs whose columns are remembered."""
 
@@ -78,6 +79,8 @@ class Recorder:
             for spec in contract.outputs
         ]
         self._contents = Contents(contract, secret)
+        # What was wrong with a request is told with the value that was wrong.
+        self._quotes = not any(kept.rule.redact or kept.rule.keep == "none" for kept in self.inputs)
         self._plain_outputs = {kept.name for kept in self.outputs if kept.direct}
         self._direct = [kept.direct for kept in self.inputs] if fixed else []
         # What is no column as it came: a version without any of it has a shorter path.
@@ -309,7 +312,7 @@ class Recorder:
         frame = {
             "refused": code,
             "status": status,
-            "message": message,
+            "message": message if self._quotes or status != BAD_REQUEST else "it may quote values that are not kept",
             "time_ns": arrived_ns + wall_ns,
             "latency_ns": now_ns - arrived_ns,
         }

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from gateway.journal import archive, arrow, shelves
 from gateway.journal.columns import schema_of, source_of
@@ -32,18 +31,28 @@ class Source(NamedTuple):
         return source_of(self.schema).bare
 
 
-def sources(data: Path, model: str, versions: Collection[int] = (), until_ns: int = 1 << 62) -> list[Source]:
+def sources(
+    data: Path,
+    model: str,
+    versions: Collection[int] = (),
+    until_ns: int = 1 << 62,
+    damaged: Callable[[str], None] = lambda words: None,
+) -> list[Source]:
     """The sources of a model (or of some of its versions) that were opened before a time, oldest first.
 
-    Raises Damaged, OSError.
+    What cannot be read is not among them; `damaged` is told of it in words. Raises OSError.
     """
     found: dict[str, Source] = {}
     for place in shelves.places(data / shelves.FOLDER, model):
         if (versions and place.version not in versions) or shelves.opened_ns(place.prefix) >= until_ns:
             continue
-        schema = archive.read_schema(place.path)
-        segment = source_of(schema).segment
-        rows = pq.read_metadata(place.path).num_rows
+        try:
+            schema = archive.read_schema(place.path)
+            segment = source_of(schema).segment
+            rows = archive.count_rows(place.path)
+        except Damaged as error:
+            damaged(str(error))
+            continue
         found[place.prefix] = Source(place.prefix, place.version, segment.digest, schema, rows, None, place.path)
     for path in segments(data / "journal"):
         if shelves.opened_ns(path.stem) >= until_ns:
@@ -51,6 +60,10 @@ def sources(data: Path, model: str, versions: Collection[int] = (), until_ns: in
         try:
             opened = Segment.open(path)
         except FileNotFoundError:
+            continue
+        except Damaged as error:
+            # It does not say of which model it was.
+            damaged(str(error))
             continue
         spec = opened.spec
         if spec.model == model and (not versions or spec.version in versions):

@@ -64,8 +64,11 @@ def _replay(args: argparse.Namespace) -> int:
     from gateway.replay.version import load
 
     chosen = settings.load(vars(args), os.environ)
-    if args.rtol < 0 or args.atol < 0:
-        raise SettingError("rtol and atol must not be negative")
+    for name in ("rtol", "atol"):
+        if not 0 <= getattr(args, name) < math.inf:
+            raise SettingError(f"{name} must be a finite number, 0 or above, got {getattr(args, name)}")
+    if not chosen.data.is_dir():
+        raise SettingError(f"data: there is no folder {chosen.data}")
     wish = Wish(
         model=args.model,
         versions=tuple(args.version or ()),
@@ -142,10 +145,16 @@ def _answers(answers: Answers, wish: Wish) -> list[str]:
 def _judge(chosen: Settings, wish: Wish, load: Load) -> Judge:
     """Labels, and what to hold against them. Raises SettingError, LoadRejected, LedgerUnavailable."""
     from gateway.journal.export import Join
+    from gateway.ledger import dialect
+    from gateway.ledger.reading import Ledger
     from gateway.replay.replay import Judge
 
     span_ns = (wish.since_ns, wish.until_ns)
     (column,) = label_columns(chosen.data, wish.model, [wish.label], wish.versions, span_ns)
+    used = {name for owner, name, _ in Ledger(dialect.location(chosen.data)).tallies() if owner == wish.model and name}
+    if wish.label not in used:
+        there = ", ".join(sorted(used)) or "none"
+        raise SettingError(f"label: model {wish.model!r} has no feedback named {wish.label!r}; there is {there}")
     number = wish.against if wish.against is not None else next(iter(wish.versions), None)
     if number is None:
         raise SettingError("label: quality needs --against or one --version")
@@ -158,6 +167,8 @@ def choose_score(contract: Contract, rule: FeedbackRule, wish: Wish) -> Score:
     from gateway.oip.datatypes import DATATYPES, is_float
     from gateway.replay.replay import Score
 
+    if rule.type == "text":
+        raise SettingError(f"label: {wish.label} is a text, and no answer can be held against that")
     yes_no = rule.type == "boolean" or (rule.type == "category" and len(rule.values) == 2)
     kind = "boolean" if yes_no else "number" if rule.type in ("number", "integer") else "class"
     widths = {

@@ -80,7 +80,8 @@ class Replayer:
     def run(self) -> None:
         """Replay all that is not done. Raises ReplayFailed, OSError; what is done by then stays in the report."""
         wish = self._wish
-        found = sources(self._data, wish.model, wish.versions, wish.until_ns)
+        self._report.begin()
+        found = sources(self._data, wish.model, wish.versions, wish.until_ns, self._damaged)
         if not found:
             raise ReplayFailed(f"there are no predictions of model {wish.model!r} in that folder, version and time")
         began = time.monotonic()
@@ -121,6 +122,14 @@ class Replayer:
 
     def _source(self, source: Source, opened: Opened, answers: Answers) -> None:
         version = self._version(source.version if self._wish.against is None else self._wish.against)
+        if isinstance(version, Version):
+            if not answers.takes(version.sha256):
+                number = source.version if self._wish.against is None else self._wish.against
+                raise ReplayFailed(
+                    f"the report has rows that another file of version {number} was run on (sha256 "
+                    f"{answers.file[:12]}, now {version.sha256[:12]}); begin another report"
+                )
+            answers.file = version.sha256
         skip = self._report.done.get(source.prefix, 0)
         for words in opened.damage:
             self._damaged(words)
@@ -132,15 +141,15 @@ class Replayer:
                 continue
             named, skip = named.slice(skip), 0
             if isinstance(version, str):
+                # They are not dealt with: the version may be there another time.
                 answers.missing = version
                 answers.skip(version, named.num_rows)
-                count = named.num_rows
-            else:
-                answers.file = version.sha256
-                first = self._report.done.get(source.prefix, 0)
-                ids = Ids(partial(_ids, self._data, source, first, named.num_rows))
-                with _no_collection():
-                    count = self._batch(named, ids, source, version, answers, sealed=opened.sealed)
+                self._progress.advance(named.num_rows)
+                continue
+            first = self._report.done.get(source.prefix, 0)
+            ids = Ids(partial(_ids, self._data, source, first, named.num_rows))
+            with _no_collection():
+                count = self._batch(named, ids, source, version, answers, sealed=opened.sealed)
             self._report.done[source.prefix] = self._report.done.get(source.prefix, 0) + count
             self._progress.advance(count)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from pathlib import Path
 
 import msgspec
@@ -78,6 +79,10 @@ class Answers(msgspec.Struct):
         """Whether the file of the version is not the one that answered."""
         return bool(self.file) and self.file != self.digest
 
+    def takes(self, file: str) -> bool:
+        """Whether rows that were run by this file belong with those that were run before."""
+        return self.file in ("", file)
+
     def skip(self, reason: str, rows: int) -> None:
         """Rows that are not run."""
         if rows:
@@ -107,6 +112,12 @@ class Report(msgspec.Struct):
     reproduced: bool = False
     format: int = FORMAT
 
+    def begin(self) -> None:
+        """Go on from what is there: versions that were missing are looked for again."""
+        for each in self.answers:
+            each.skipped.pop(each.missing, None)
+            each.missing = ""
+
     def of(self, version: int, digest: str) -> Answers:
         """The answers of one version file."""
         for each in self.answers:
@@ -126,7 +137,7 @@ class Report(msgspec.Struct):
 
     def save(self, path: Path) -> None:
         """Write it, whole or not at all. Raises OSError."""
-        scratch = path.with_name(f".{path.name}.writing")
+        scratch = path.with_name(f".{path.name}.{secrets.token_hex(4)}.writing")
         durable.write(scratch, msgspec.json.format(msgspec.json.encode(self)) + b"\n")
         os.replace(scratch, path)
 

@@ -86,8 +86,10 @@ def test_what_a_client_calls_its_request_is_kept_with_its_key(tmp_path: Path) ->
         (KeepRule("full", redact="bucket", width=10), [10.0, -30.0]),
         (KeepRule("sampled", rate=1.0), [17.5, -21.0]),
         (KeepRule("digest"), None),
+        (KeepRule("digest", redact="bucket", width=10), None),
+        (KeepRule("digest", redact="mask"), None),
     ],
-    ids=["none", "drop", "mask", "bucket", "sampled", "digest"],
+    ids=["none", "drop", "mask", "bucket", "sampled", "digest", "digest of buckets", "digest of a mask"],
 )
 def test_an_input_is_kept_as_its_rule_says_and_never_otherwise(
     tmp_path: Path, rule: KeepRule, kept: list[float] | None
@@ -96,22 +98,22 @@ def test_an_input_is_kept_as_its_rule_says_and_never_otherwise(
     after(world, numbers((17.5, -21.0)))
     assert json.loads(world.door.bodies[0])["outputs"][0]["data"] == [17.5, -21.0], "what is kept changed the answer"
     (record,) = world.records()
-    if rule.keep == "sampled":
-        assert record.frame["samples"]["x"]["at"] == [0]
-        assert np.frombuffer(record.frame["samples"]["x"]["values"]["b"], "<f4").tolist() == kept
-    else:
-        found = record.inputs.get("x")
-        assert (None if found is None else np.asarray(found).tolist()) == kept
+    found = record.inputs.get("x")
+    assert (None if found is None else np.asarray(found).tolist()) == kept
     if rule.keep == "digest":
-        values = np.array([17.5, -21.0], "<f4")
-        assert record.frame["digest"]["x"] == xxhash.xxh3_128_digest(values.tobytes())
-        assert np.frombuffer(record.frame["summary"]["x"], "<f4").tolist() == [-21.0, 17.5, -1.75, 0.0]
+        seen = {"": [17.5, -21.0], "bucket": [10.0, -30.0], "mask": [0.0, 0.0]}[rule.redact]
+        assert record.frame["digest"]["x"] == xxhash.xxh3_128_digest(np.array(seen, "<f4").tobytes())
+        summary = [min(seen), max(seen), sum(seen) / 2, 0.0]
+        assert np.frombuffer(record.frame["summary"]["x"], "<f4").tolist() == summary
     world.pipeline.close()
     (path,) = segments(tmp_path / "journal")
     written = path.read_bytes() + (
         path.with_suffix(".side").read_bytes() if path.with_suffix(".side").exists() else b""
     )
     raw = np.array([17.5, -21.0], "<f4").tobytes()
+    assert (np.float32(17.5).tobytes() in written) == (
+        rule.keep == "sampled" or (rule.keep, rule.redact) == ("digest", "")
+    )
     assert (raw in written) == (rule.keep == "sampled"), "what must not be written is somewhere in the files"
     words = Segment.open(path).spec.kept["x"]
     assert words.split()[0] == ("none" if rule.redact == "drop" else rule.keep)
@@ -134,6 +136,32 @@ def test_what_a_model_failed_on_is_kept_also_where_only_a_sample_would_be(tmp_pa
     assert frame is not None
     assert frame["code"] == "model-failed"
     assert np.frombuffer(frame["inputs"]["x"]["b"], "<f4").tolist() == [1.5, 2.5]
+
+
+def test_of_several_rows_those_that_are_sampled_are_shown_and_the_others_are_not(tmp_path: Path) -> None:
+    world = World(tmp_path, with_rule(FIXED, x=KeepRule("sampled", rate=0.5), y=KeepRule("sampled", rate=0.5)))
+    rows = [(float(number), -float(number)) for number in range(40)]
+    after(world, numbers(*rows[:20]), *[numbers(row) for row in rows[20:]])
+    many = world.ids()[0]
+    names = [f"{many}#{part}" for part in range(20)] + world.ids()[1:]
+    found = [Locator(tmp_path).record(name) for name in names]
+    seen = [record.inputs["x"].tolist() if "x" in record.inputs else None for record in found]
+    assert 5 < sum(values is not None for values in seen) < 35
+    assert all(values in (None, list(row)) for values, row in zip(seen, rows, strict=True))
+    assert [record.outputs.keys() for record in found] == [record.inputs.keys() and {"y"} or set() for record in found]
+
+
+@pytest.mark.parametrize("rule", [KeepRule(redact="hmac"), KeepRule("none"), KeepRule("digest", redact="mask")])
+def test_why_a_request_was_refused_is_not_kept_where_that_would_tell_a_value_that_must_not_be(
+    tmp_path: Path, rule: KeepRule
+) -> None:
+    document = {"inputs": [item("x", "FP32", [1, 2], [1, 2]), item("city", "BYTES", [1, 1], [12345678])]}
+    for name, each in (("private", rule), ("public", KeepRule())):
+        world = after(World(tmp_path / name, with_rule(MIXED, city=each)), document)
+        assert "12345678" in world.door.errors[0].message, "its client is told"
+        world.pipeline.close()
+        (path,) = segments(tmp_path / name / "journal")
+        assert (b"12345678" in path.with_suffix(".side").read_bytes()) == (name == "public")
 
 
 def test_redacted_strings_can_be_told_apart_but_not_read(tmp_path: Path) -> None:
