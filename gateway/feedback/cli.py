@@ -30,6 +30,10 @@ _OVERLOAD = (429, 503)
 _SOURCE = {"source_id": "id", "source_type": "type"}
 
 
+Reader = Callable[[str], object]
+"""Makes a value of a text."""
+
+
 class SendFailed(HeadgateError):
     """The server did not take what was sent."""
 
@@ -46,7 +50,10 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "source). Sending the same file again records nothing twice.",
     )
     put.add_argument("name", nargs="?", help="a name that model.toml declares")
-    put.add_argument("value", nargs="?", type=_value, help="true, false, a number, or a text")
+    put.add_argument("value", nargs="?", help="true, false, a number, or a text")
+    put.add_argument(
+        "--text", action="store_true", help="values are texts, also such as 5 and true; of a CSV file, too"
+    )
     put.add_argument("--file", type=Path, help="JSON lines or CSV")
     put.add_argument("--prediction", dest="prediction_id", help="prediction id, or id#row")
     put.add_argument("--request-id", help="id that the client gave the request")
@@ -65,7 +72,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     link = verbs.add_parser("link", help="make a link under which one person can answer one question")
     link.add_argument("prediction", help="prediction id, or id#row")
     link.add_argument("name", help="a name that model.toml declares")
-    link.add_argument("--value", action="append", type=_value, help="an answer that may be given; repeatable")
+    link.add_argument("--value", action="append", help="an answer that may be given; repeatable")
+    link.add_argument("--text", action="store_true", help="answers are texts, also such as 5 and true")
     link.add_argument("--expires-in", default="7d", help="such as 12h or 7d (default: 7d)")
     link.add_argument("--source-id", help="the reviewer, as the events will name them")
     link.add_argument("--model", help="needed where the prediction is not found")
@@ -75,12 +83,19 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def _value(text: str) -> object:
-    """A value on the command line or in a CSV file: JSON where it is a boolean, number or string, else a text."""
+    """A value on the command line or in a CSV file: JSON where it is a boolean, number or string, else a text.
+
+    True and False are booleans too, as pandas writes them.
+    """
     try:
-        found = json.loads(text, parse_constant=_no_number)
+        found = json.loads(text.lower() if text in ("True", "False") else text, parse_constant=_no_number)
     except ValueError:
         return text
     return found if isinstance(found, bool | int | float | str) else text
+
+
+def _reader(args: argparse.Namespace) -> Reader:
+    return str if args.text else _value
 
 
 def _no_number(word: str) -> None:
@@ -92,32 +107,35 @@ def _put(args: argparse.Namespace) -> int:
     if args.file is not None:
         if args.name is not None:
             raise SendFailed("give either --file, or NAME and VALUE")
-        return _send_file(args.file, args.url)
+        return _send_file(args.file, args.url, _reader(args))
     if args.name is None or args.value is None:
         raise SendFailed("give NAME and VALUE, or --file")
     names = ("prediction_id", "request_id", "entity", "event_time", "row", "model", "observed_at", "rationale")
     members = {name: getattr(args, name) for name in (*names, "supersedes", "idempotency_key")}
     source = {"id": args.source_id, "type": args.source_type}
-    document = _without_empty({"name": args.name, "value": args.value, **members, "source": _without_empty(source)})
+    document = _without_empty(
+        {"name": args.name, "value": _reader(args)(args.value), **members, "source": _without_empty(source)}
+    )
     _, answer = _send(args.url, "/v1/feedback", json.dumps(document).encode(), "application/json")
     print(f"{answer['status']} {answer['feedback_id']}")
     return 0
 
 
 def _link(args: argparse.Namespace) -> int:
-    wish = {"prediction_id": args.prediction, "name": args.name, "values": args.value, "model": args.model}
+    values = [_reader(args)(each) for each in args.value or ()]
+    wish = {"prediction_id": args.prediction, "name": args.name, "values": values, "model": args.model}
     document = _without_empty({**wish, "expires_in": args.expires_in, "source": args.source_id})
     _, answer = _send(args.url, "/v1/feedback-links", json.dumps(document).encode(), "application/json")
     print(json.dumps(answer, indent=2) if args.json else answer["url"])
     return 0
 
 
-def _send_file(path: Path, url: str) -> int:
+def _send_file(path: Path, url: str, reader: Reader) -> int:
     """Send every line; the refused ones are named by their numbers in the file. Exit code 1 if there were any."""
     total = path.stat().st_size
     taken = refused = replayed = done = 0
     shown = sys.stderr.isatty()
-    for numbers, body, read in _batches(path):
+    for numbers, body, read in _batches(path, reader):
         _, answer = _send(url, "/v1/feedback:batch", body, "application/jsonl", is_batch=True)
         for result in answer["results"]:
             if "error" not in result:
@@ -138,12 +156,12 @@ def _send_file(path: Path, url: str) -> int:
     return 1 if refused else 0
 
 
-def _batches(path: Path) -> Iterator[tuple[list[int], bytes, int]]:
+def _batches(path: Path, reader: Reader) -> Iterator[tuple[list[int], bytes, int]]:
     """(line numbers in the file, body, bytes of the file read so far), each body below BATCH_BYTES and a line."""
     numbers: list[int] = []
     lines: list[bytes] = []
     size = read = 0
-    for number, line, length in _lines(path):
+    for number, line, length in _lines(path, reader):
         read += length
         if lines and size + len(line) > BATCH_BYTES:
             yield numbers, b"\n".join(lines), read - length
@@ -155,10 +173,10 @@ def _batches(path: Path) -> Iterator[tuple[list[int], bytes, int]]:
         yield numbers, b"\n".join(lines), read
 
 
-def _lines(path: Path) -> Iterator[tuple[int, bytes, int]]:
+def _lines(path: Path, reader: Reader) -> Iterator[tuple[int, bytes, int]]:
     """(number, event as JSON with an idempotency key, bytes in the file) of each line that is not blank."""
     if path.suffix.lower() == ".csv":
-        yield from _csv_lines(path)
+        yield from _csv_lines(path, reader)
         return
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
@@ -173,7 +191,7 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes, int]]:
             yield number, _keyed(document) if isinstance(document, dict) else line.strip(), len(line)
 
 
-def _csv_lines(path: Path) -> Iterator[tuple[int, bytes, int]]:
+def _csv_lines(path: Path, read: Reader) -> Iterator[tuple[int, bytes, int]]:
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, strict=True)
         try:
@@ -181,12 +199,12 @@ def _csv_lines(path: Path) -> Iterator[tuple[int, bytes, int]]:
                 length = sum(len(cell or "") + 1 for cell in row.values() if not isinstance(cell, list))
                 if None in row or None in row.values():
                     raise SendFailed(f"{path.name}, line {reader.line_num}: the row is not as long as the head")
-                yield reader.line_num, _keyed(_csv_event(row)), length
+                yield reader.line_num, _keyed(_csv_event(row, read)), length
         except (csv.Error, UnicodeDecodeError) as error:
             raise SendFailed(f"{path.name}, line {reader.line_num}: {error}") from None
 
 
-def _csv_event(row: dict[str, str]) -> dict[str, Any]:
+def _csv_event(row: dict[str, str], read: Reader) -> dict[str, Any]:
     """The event of a row; an empty cell is no member, but an empty value is the empty text."""
     event: dict[str, Any] = {}
     source: dict[str, str] = {}
@@ -194,7 +212,7 @@ def _csv_event(row: dict[str, str]) -> dict[str, Any]:
         if name in _SOURCE:
             source[_SOURCE[name]] = cell
         elif name == "value":
-            event[name] = _value(cell)
+            event[name] = read(cell)
         elif cell:
             event[name] = int(cell) if name == "row" and cell.isdecimal() else cell
     return event | {"source": _without_empty(source)} if any(source.values()) else event

@@ -6,7 +6,7 @@ import hashlib
 import re
 from collections.abc import Iterable
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -23,6 +23,8 @@ MAX_DEPTH = 8
 MAX_ROW = 999_999_999
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_MEMBER = re.compile("field `([^`]*)`")
+_CHOICES = {"source.type": "HUMAN, SYSTEM or MODEL", "kind": "expectation or feedback"}
 _ROW = re.compile(r"0|[1-9][0-9]{0,8}")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _END_NS = 4_102_444_800 * 1_000_000_000
@@ -30,6 +32,9 @@ _END_NS = 4_102_444_800 * 1_000_000_000
 
 AHEAD_NS = 86_400 * 1_000_000_000
 """How far ahead of this one the clock of who observed something may be."""
+
+
+T = TypeVar("T")
 
 
 class Post(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
@@ -55,27 +60,39 @@ class Target(msgspec.Struct, frozen=True):
     """What a post may be about: the declarations of its name by model, and the prediction if it was found.
 
     `model` is that of the prediction, else the one that the post names. `sent_ns` is when the prediction was asked for
-    and `span` how many rows it has; both 0 where it was not found.
+    and `span` how many rows it has; both 0 where it was not found. `declared`: the names that the model does declare.
     """
 
     rules: dict[str, FeedbackRule]
     model: str = ""
     sent_ns: int = 0
     span: int = 0
+    declared: tuple[str, ...] = ()
 
 
-def parse(body: bytes, key: str = "") -> Post:
-    """Read a post; `key` is the Idempotency-Key of its header. Raises InvalidJSON, InvalidRequest, InvalidFeedback."""
-    document = parse_object(body, MAX_DEPTH)
-    try:
-        post = msgspec.convert(document, Post)
-    except msgspec.ValidationError as error:
-        raise InvalidRequest(f"this is no feedback: {error}", field=_path(error)) from None
+def parse(body: bytes, key: str = "", line_key: str = "") -> Post:
+    """Read a post; `key` is the Idempotency-Key of its header, `line_key` that of a line that has none of its own.
+
+    Raises InvalidJSON, InvalidRequest, InvalidFeedback.
+    """
+    post = convert(parse_object(body, MAX_DEPTH), Post, "feedback")
     if key and post.idempotency_key and key != post.idempotency_key:
         raise InvalidRequest("idempotency_key and the header Idempotency-Key differ", field="idempotency_key")
-    post.idempotency_key = key or post.idempotency_key
+    post.idempotency_key = key or post.idempotency_key or line_key
     check(post)
     return post
+
+
+def convert(document: dict[str, Any], form: type[T], what: str) -> T:
+    """A document as a struct. Raises InvalidRequest, which says what it is not, with its field."""
+    try:
+        return msgspec.convert(document, form)
+    except msgspec.ValidationError as error:
+        field = _path(error)
+        wanted = _CHOICES.get(field or "")
+        raise InvalidRequest(
+            f"this is no {what}: {error}{f'; it must be {wanted}' if wanted else ''}", field=field
+        ) from None
 
 
 def check(post: Post) -> None:
@@ -94,7 +111,7 @@ def accept(post: Post, target: Target, received_ns: int, actor: str = "") -> Eve
     """The event that a post becomes. Raises InvalidFeedback, with the declaration in its message."""
     rules = {model: rule for model, rule in target.rules.items() if _suits(post, rule) is None}
     if not target.rules:
-        raise undeclared(post.name, target.model)
+        raise undeclared(post.name, target.model, target.declared)
     if not rules:
         raise _unsuitable(post, target)
     model, rule = next(iter(rules.items()))
@@ -266,4 +283,5 @@ def show(value: object) -> str:
 def _path(error: msgspec.ValidationError) -> str | None:
     """The member that a message of msgspec speaks of."""
     _, found, path = str(error).rpartition("`$.")
-    return path.rstrip("`") if found else None
+    named = _MEMBER.findall(str(error))
+    return ".".join([path.rstrip("`")] * bool(found) + named) or None

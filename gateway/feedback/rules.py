@@ -48,8 +48,9 @@ class FeedbackRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit
     one observed last of it), or the value that most sources give (the last observed where two are level).
     sources: ids, the most trusted first; a source that is not listed comes after them.
     optimize: whether more or less of it is better, where that can be said.
-    entity: the input or request parameter whose value is the key by which a label may name its prediction, together
-    with a time that lies at most `entity_within` from that of the prediction. Empty: this address is not offered.
+    entity: the input whose value is the key by which a label may name its prediction, together with a time that lies at
+    most `entity_within` from that of the prediction; a word that is no input stands for the client's routing key.
+    Empty: this address is not offered.
     question: what the page of a feedback link asks.
     """
 

@@ -83,7 +83,7 @@ class Feedback:
         return (await self._submit([lambda now_ns: self._accept(body, key, now_ns)]))[0]
 
     async def put_many(self, lines: Sequence[tuple[int, bytes]], key: str = "") -> list[Outcome]:
-        """Keep many events, each by itself; that of line number n has the key ``key/n``.
+        """Keep many events, each by itself; that of line number n has the key ``key/n`` unless it says its own.
 
         Where too many wait, lines get QueueFull: what was taken before stays taken.
         """
@@ -141,21 +141,24 @@ class Feedback:
 
     # -- in the committer's thread
 
-    def _maker(self, body: bytes, key: str) -> Callable[[int], Event]:
-        return lambda now_ns: self._accept(body, key, now_ns)
+    def _maker(self, body: bytes, line_key: str) -> Callable[[int], Event]:
+        return lambda now_ns: self._accept(body, "", now_ns, line_key)
 
-    def _accept(self, body: bytes, key: str, now_ns: int) -> Event:
-        post = intake.parse(body, key)
+    def _accept(self, body: bytes, key: str, now_ns: int, line_key: str = "") -> Event:
+        post = intake.parse(body, key, line_key)
         return intake.accept(post, self._target(post), now_ns)
 
     def _target(self, post: Post) -> Target:
         found = self._find(post.prediction_id) if post.prediction_id else None
+        model = post.model if found is None else found.model
+        rules = self._declarations.find(model, post.name)
+        declared = tuple(self._declarations.of(model)) if model and not rules else ()
         if found is None:
-            return Target(self._declarations.find(post.model, post.name), post.model)
+            return Target(rules, model, declared=declared)
         if post.model and post.model != found.model:
             said = f"prediction {post.prediction_id} is of model {found.model!r}, not {quote(post.model)}"
             raise InvalidFeedback(said, field="model")
-        return Target(self._declarations.find(found.model, post.name), found.model, found.time_ns, found.span)
+        return Target(rules, model, found.time_ns, found.span, declared)
 
     def _find(self, prediction_id: str) -> Found | None:
         try:
@@ -191,7 +194,7 @@ class Feedback:
         target = self._target(post)
         intake.check_row(post, target)
         if not target.rules:
-            raise intake.undeclared(post.name, target.model)
+            raise intake.undeclared(post.name, target.model, target.declared)
         if len(target.rules) > 1:
             said = f"the prediction was not found and {len(target.rules)} models declare feedback {post.name!r}"
             raise InvalidFeedback(f"{said}: give the model", field="model")

@@ -7,12 +7,11 @@ from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import parse_qs
 
-import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
 from gateway.errors import HeadgateError, InvalidRequest, NotReady, PayloadTooLarge, ServerError
-from gateway.feedback import page
+from gateway.feedback import intake, page
 from gateway.feedback.commit import Answer
 from gateway.feedback.links import BadLink, ExpiredLink, Link
 from gateway.feedback.rules import FeedbackRule
@@ -77,10 +76,7 @@ async def make_link(request: Request) -> Response:
     """``POST /v1/feedback-links``: a URL under which one person can answer one question."""
     gateway = gateway_of(request)
     document = await read_document(request, MAX_FORM_BYTES)
-    try:
-        wish = msgspec.convert(document, LinkWish)
-    except msgspec.ValidationError as error:
-        raise InvalidRequest(f"this is no wish for a link: {error}") from None
+    wish = intake.convert(document, LinkWish, "wish for a link")
     try:
         token, link = await gateway.feedback.make_link(wish)
     except (OSError, ValueError) as error:

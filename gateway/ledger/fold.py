@@ -17,7 +17,7 @@ from sqlalchemy import Connection, bindparam, select
 from sqlalchemy.exc import DataError, SQLAlchemyError
 
 from gateway.errors import HeadgateError
-from gateway.feedback.event import FOLDER, Event
+from gateway.feedback.event import FOLDER, Event, keyed_id
 from gateway.feedback.log import files
 from gateway.feedback.rules import FeedbackRule
 from gateway.journal.reader import Locator
@@ -28,7 +28,8 @@ from gateway.ledger.join import Joined, address_of, join
 from gateway.ledger.labels import Change, Subject, slices, subject_of, withdrawn
 from gateway.ledger.logs import LogReader, Taken
 from gateway.ledger.resolve import State
-from gateway.ledger.tables import claims, events, logs, reviews, rules
+from gateway.ledger.reviews import take_answers
+from gateway.ledger.tables import events, logs, rules
 
 log = logging.getLogger("headgate.ledger")
 
@@ -164,20 +165,31 @@ class Folder:
         return taken
 
     def _unknown(self, taken: Mapping[str, Taken]) -> tuple[list[Event], Counter[str]]:
-        """The events that are not in the ledger yet, each once; and how many of each log were."""
-        known: set[str] = set()
-        for some in slices(event.feedback_id for each in taken.values() for event in each.events):
-            statement = select(events.c.feedback_id).where(events.c.feedback_id.in_(some))
-            known |= set(self._connection.execute(statement).scalars())
+        """The events that are not in the ledger yet, each once; and how many of each log were.
+
+        An id is made of its idempotency key. Where that was forgotten and used again, the same id says something else:
+        it was acknowledged, so it is an event, with an id of its own.
+        """
+        come = [
+            (name, event, _said(self._bare_row(event, {}))) for name, each in taken.items() for event in each.events
+        ]
+        known: dict[str, str] = {}
+        for some in slices(each for _, event, said in come for each in (event.feedback_id, _other_id(event, said))):
+            statement = select(events).where(events.c.feedback_id.in_(some))
+            rows = [dict(row) for row in self._connection.execute(statement).mappings()]
+            known |= {row["feedback_id"]: _said(row) for row in rows}
         new: list[Event] = []
         repeats: Counter[str] = Counter()
-        for name, each in taken.items():
-            for event in each.events:
-                if event.feedback_id in known:
-                    repeats[name] += 1
-                else:
-                    known.add(event.feedback_id)
-                    new.append(event)
+        for name, event, said in come:
+            if known.get(event.feedback_id, said) != said:
+                facts = {"event": "idempotency-key-reused", "feedback_id": event.feedback_id}
+                log.warning("an idempotency key that was forgotten came with other feedback", extra=facts)
+                event = msgspec.structs.replace(event, feedback_id=_other_id(event, said))
+            if event.feedback_id in known:
+                repeats[name] += 1
+            else:
+                known[event.feedback_id] = said
+                new.append(event)
         return new, repeats
 
     def _place(self, places: Mapping[str, Any], taken: Mapping[str, Taken], repeats: Counter[str]) -> None:
@@ -217,7 +229,7 @@ class Folder:
         for row in rows:
             change.tally(row["model"], row["name"], row["state"], 1)
         change.write()
-        self._answer_reviews(puts)
+        take_answers(self._connection, puts)
 
     def _set_aside(self, new: Sequence[Event], reason: str) -> None:
         """Keep events as they came, without anything that follows from them."""
@@ -409,22 +421,25 @@ class Folder:
             self._connection.execute(done.values(cursor=last if len(found) == limit else None))
         return len(every)
 
-    # -- reviews
 
-    def _answer_reviews(self, puts: Sequence[Mapping[str, Any]]) -> None:
-        """Take note of the answers to reviews: their idempotency keys were settled when the reviews were claimed."""
-        if self._connection.execute(select(claims.c.review_id).limit(1)).first() is None:
-            return
-        values = {row["idempotency_key"]: row["value"] for row in puts if row["idempotency_key"]}
-        for some in slices(values):
-            statement = select(claims).where(claims.c.key.in_(some), claims.c.value.is_(None))
-            for claim in self._connection.execute(statement).all():
-                mine = (claims.c.review_id == claim.review_id) & (claims.c.reviewer == claim.reviewer)
-                self._connection.execute(claims.update().where(mine).values(value=values[claim.key]))
-                review = reviews.c.review_id == claim.review_id
-                self._connection.execute(reviews.update().where(review).values(answers=reviews.c.answers + 1))
-                enough = review & (reviews.c.answers >= reviews.c.reviewers)
-                self._connection.execute(reviews.update().where(enough).values(state="done"))
+def _said(row: Mapping[str, Any]) -> str:
+    """What an event says, whatever became of it since; of a tombstone, which says nothing else, its id says it all."""
+    members = (
+        "op",
+        "name",
+        "value",
+        "address_text",
+        "event_time_ns",
+        "source_type",
+        "source_id",
+        "observed_ns",
+        "link",
+    )
+    return repr([row[name] for name in (*members, "rationale")]) if row["op"] == "put" else row["op"]
+
+
+def _other_id(event: Event, said: str) -> str:
+    return keyed_id("reused", event.feedback_id, said, event.prediction_id, str(event.row))
 
 
 __all__ = ["Declarations", "Folder"]

@@ -6,7 +6,7 @@ An answer is a feedback event like any other: it goes to the log first, and the 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -17,6 +17,7 @@ from gateway.feedback.event import keyed_id
 from gateway.ledger.agreement import Agreement, fleiss, pairwise
 from gateway.ledger.choosing import Chosen, Strategy
 from gateway.ledger.dialect import upsert
+from gateway.ledger.labels import slices
 from gateway.ledger.tables import claims, reviews
 
 ROWS = 1000
@@ -154,3 +155,19 @@ def _same() -> Any:
 
 def _key(ticket: str) -> str:
     return f"review/{ticket}"
+
+
+def take_answers(connection: Connection, puts: Sequence[Mapping[str, Any]]) -> None:
+    """Take note of the answers to reviews: their idempotency keys were settled when the reviews were claimed."""
+    if connection.execute(select(claims.c.review_id).limit(1)).first() is None:
+        return
+    values = {row["idempotency_key"]: row["value"] for row in puts if row["idempotency_key"]}
+    for some in slices(values):
+        statement = select(claims).where(claims.c.key.in_(some), claims.c.value.is_(None))
+        for claim in connection.execute(statement).all():
+            mine = (claims.c.review_id == claim.review_id) & (claims.c.reviewer == claim.reviewer)
+            connection.execute(claims.update().where(mine).values(value=values[claim.key]))
+            review = reviews.c.review_id == claim.review_id
+            connection.execute(reviews.update().where(review).values(answers=reviews.c.answers + 1))
+            enough = review & (reviews.c.answers >= reviews.c.reviewers)
+            connection.execute(reviews.update().where(enough).values(state="done"))

@@ -109,6 +109,23 @@ def test_a_value_is_json_or_a_text(setting: Setting, feedback: Callable[..., Sai
     assert [event.value for event in setting.about(prediction)] == [value]
 
 
+def test_values_are_read_as_pandas_writes_them_or_as_texts_where_that_is_said(
+    setting: Setting, feedback: Callable[..., Said], tmp_path: Path
+) -> None:
+    prediction = setting.predict()
+    assert feedback("put", "late", "True", "--prediction", prediction).code == 0
+    assert feedback("put", "airport", "true", "--text", "--prediction", prediction).code == 0
+    file = tmp_path / "labels.csv"
+    file.write_text(f"prediction_id,name,value\n{prediction},late,False\n{prediction},airport,NaN\n")
+    assert feedback("put", "--file", str(file)).code == 0
+    file.write_text(f"prediction_id,name,value,source_id\n{prediction},airport,true,me\n")
+    refused = feedback("put", "--file", str(file))
+    assert (refused.code, "got true" in refused.err) == (1, True)
+    assert feedback("put", "--file", str(file), "--text").code == 0
+    said = [event.value for event in setting.about(prediction)]
+    assert said == [True, "true", False, "NaN", "true"]
+
+
 def test_the_other_addresses_are_sent(feedback: Callable[..., Said]) -> None:
     by_entity = ("--entity", "LH400", "--event-time", "2026-09-17T10:00:00Z")
     assert feedback("put", "delay", "-3.5", *by_entity).out.startswith("pending ")

@@ -130,6 +130,16 @@ def test_a_large_batch_is_written_in_groups_and_answered_in_order(desk: Desk) ->
         assert by_id[result["feedback_id"]].prediction_id == known[number]
 
 
+def test_a_line_with_a_key_of_its_own_has_that_also_where_the_batch_has_one(desk: Desk) -> None:
+    own = late(desk.predictions.add(), idempotency_key="mine")
+    lines = [json.dumps(own).encode(), json.dumps(late(desk.predictions.add())).encode()]
+    first = batch(desk, lines, "import-1").json
+    assert (first["taken"], first["refused"]) == (2, 0)
+    again = batch(desk, lines[::-1], "import-2").json
+    assert [result.get("replayed", False) for result in again["results"]] == [False, True]
+    assert again["results"][1]["feedback_id"] == first["results"][0]["feedback_id"]
+
+
 def test_a_repeated_batch_is_replayed_line_by_line(desk: Desk) -> None:
     lines = [json.dumps(late(desk.predictions.add())).encode() for _ in range(3)]
     first = batch(desk, lines, "import-1").json

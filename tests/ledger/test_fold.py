@@ -302,3 +302,26 @@ def test_a_declaration_that_is_changed_resolves_its_labels_anew_and_is_logged(
     assert [label["value"] for label in rig.ledger.prediction(prediction)["labels"]] == [True]
     (told,) = [record for record in caplog.records if record.message.startswith("declaration changed")]
     assert (told.model, told.feedback) == ("flights", "late")  # type: ignore[attr-defined]
+
+
+def test_a_key_that_was_forgotten_and_used_for_something_else_loses_no_event(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Events of one id: as it is when the table of keys has forgotten a key. 1. Yes. 2. No. 3. Both again.
+    Result: two events, each once; the later one is the label; and the log tells.
+    """
+    prediction = write(open_segment(rig.data), START - DAY)
+    facts = {"prediction_id": prediction, "feedback_id": "0" * 8 + "-0000-8000-8000-" + "0" * 12}
+    rig.put(True, **facts)
+    rig.step()
+    for value in (False, True, False):
+        rig.clock.sleep(1)
+        rig.put(value, **facts)
+    rig.step()
+    rig.put(False, **facts)
+    rig.step()
+    said = [(row["value"], row["state"]) for row in rig.ledger.prediction(prediction)["feedback"]]
+    assert sorted(said) == [(False, "matched"), (True, "conflict")]
+    (label,) = rig.ledger.prediction(prediction)["labels"]
+    assert label["value"] is False
+    assert "an idempotency key that was forgotten came with other feedback" in caplog.messages
