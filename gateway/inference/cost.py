@@ -17,7 +17,10 @@ INLINE_S = 0.003
 """Runs that are expected to take longer leave the event loop and run in the version's own thread."""
 
 LONGEST_BATCH_S = 0.05
-"""A batch is cut so that it is expected to take no longer, unless one row does or its first call has waited long."""
+"""A batch is cut so that it is expected to take no longer, unless its first call has waited long: see `best_rows`."""
+
+TWICE = 2.0
+"""A batch may take as many times as long as one row where that is longer than `LONGEST_BATCH_S`."""
 
 WORTH_IT = 0.95
 """Batching is off where a row of a large batch takes more than this share of a row alone."""
@@ -119,7 +122,8 @@ class Cost:
         """Rows to run together, at most `limit`; the run may take `patience_s` where that is longer than usual."""
         if not self.known:
             return 1
-        longest_s = max(LONGEST_BATCH_S, patience_s)
+        # Where most of a run is the same for any rows, to cut it would only make others wait for as many more runs.
+        longest_s = max(LONGEST_BATCH_S, patience_s, TWICE * self.expect_s(1))
         if self.batching_pays:
             return self._rows_within(longest_s, limit)
         if self._runs % TRIAL_RUNS == TRIAL_RUNS - 1:

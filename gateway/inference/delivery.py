@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from gateway.errors import HeadgateError, ModelFailed, NotReady, ServerError
+from gateway.errors import DeadlineExceeded, HeadgateError, ModelFailed, NotReady, ServerError
 from gateway.inference.admission import Admission
 from gateway.inference.call import Call
 from gateway.inference.engine import Engine, Outcome, Part
@@ -129,7 +129,10 @@ class Delivery:
 
     def _reply(self, engine: Engine, part: Part, outcome: Outcome) -> None:
         """Write the replies of calls that ran together, then their records, then answer them."""
-        everyone, plain = part.calls, part.plain
+        everyone = part.calls
+        if min([call.deadline_ns for call in everyone]) < outcome.ended_ns:
+            self._refuse_overdue(part, outcome.ended_ns)
+        plain = part.plain
         calls = everyone if plain else [call for call in everyone if not call.gone]
         replies, nonfinite = engine.writer.write(calls, part.names, part.arrays, part.first_row, plain=plain)
         times = Times.of(everyone, outcome.began_ns)
@@ -152,6 +155,13 @@ class Delivery:
                 )
                 return
         self._answer(account, calls, replies)
+
+    def _refuse_overdue(self, part: Part, now_ns: int) -> None:
+        """Refuse those of a part whose deadline passed while they ran: nobody waits for their answers any more."""
+        part.plain = False
+        for call in part.calls:
+            if call.deadline_ns < now_ns and not call.gone:
+                self.refuse_early(call, DeadlineExceeded("the deadline passed while the model was running"), now_ns)
 
     def _answer(self, account: Account, calls: list[Call], replies: list[tuple[bytes, int]]) -> None:
         """Tell the doors."""

@@ -119,9 +119,10 @@ class Engine:
     def wait_s(self, now_ns: int) -> float:
         """Expected seconds until a call that comes now would begin to run."""
         left = max(0.0, (self.running_until_ns - now_ns) / 1e9) if self.running is not None else 0.0
-        rows = self.batcher.rows
-        best = self.cost.best_rows(self.max_rows)
-        return left + rows * self.cost.a + -(-rows // best) * self.cost.b
+        rows, calls = self.batcher.rows, len(self.batcher)
+        # A call is not cut below `max_rows`, however much it is above what runs together.
+        runs = min(-(-rows // self.cost.best_rows(self.max_rows)), calls + (rows - calls) // self.max_rows)
+        return left + rows * self.cost.a + runs * self.cost.b
 
     def execute(self, batch: Batch) -> Outcome:
         """Run a batch; where it fails, run its calls one by one, so that only the bad one fails."""

@@ -34,6 +34,10 @@ SWEEP_S = 0.05
 QUIET_TURNS = 16
 """After so many turns that brought a single call each, a call runs at once and not at the end of its turn."""
 
+NEAR_NS, HOPELESS = 10_000_000_000, 4e-9
+"""Where nothing runs, a call whose deadline is near is refused if its run is expected to take four times what is left
+(nanoseconds of that, and seconds): what was learned may be wrong, and is not corrected where nothing runs."""
+
 TURN_NS = 5_000_000
 """Runs of one turn take at most about this long; then the loop looks at its sockets again."""
 
@@ -144,6 +148,10 @@ class Pipeline:
                 raise DeadlineExceeded("the deadline passed before the request could run")
             if engine.behind or engine.running is not None:
                 self._refuse_late(engine, call)
+            elif (left_ns := call.deadline_ns - now_ns) < NEAR_NS and engine.cost.expect_s(
+                call.rows
+            ) > left_ns * HOPELESS:
+                raise DeadlineExceeded("a run over so many rows is expected to take much longer than the deadline")
         except HeadgateError as error:
             self._delivery.refuse(call, error)
             return

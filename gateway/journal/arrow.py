@@ -37,7 +37,10 @@ def batches(segment: Segment, columns: Collection[str] | None = None) -> Iterato
     with Side(segment) as side:
         while start < stop:
             end = _boundary(segment, min(start + step, stop), stop)
-            yield _Piece(segment, side, start, end).batch(schema, tensors)
+            batch = _Piece(segment, side, start, end).batch(schema, tensors)
+            # Of rows that were taken and never written nothing is left.
+            if batch.num_rows:
+                yield batch
             start = end
         if (refused := _refused(side, schema)) is not None:
             yield refused

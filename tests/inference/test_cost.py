@@ -159,7 +159,7 @@ def test_rows_that_gain_a_little_run_together_for_who_has_the_patience_and_those
         4,
     ]
     assert Cost(1.0, 1.0 + 7 * (SAVES + 0.005), 8).best_rows(64, 1000.0) == 1
-    assert Cost(1.5, 2.2, 8).best_rows(64, 2.0) == 6
+    assert Cost(1.5, 2.2, 8).best_rows(64, 5.05) == 36
 
 
 def test_where_rows_gain_nothing_a_long_run_is_tried_again_by_who_has_the_patience() -> None:
@@ -199,4 +199,6 @@ def test_sizes_without_end_take_no_memory_without_end() -> None:
 
 def test_a_batch_is_cut_where_it_would_hold_up_the_next_one_for_too_long() -> None:
     assert Cost(0.011, 0.018, 8).best_rows(64) == 40
-    assert Cost(1.5, 2.2, 8).best_rows(64) == 1
+    # One row alone takes longer than that already, and fifteen of them not twice as long.
+    assert Cost(1.5, 2.2, 8).best_rows(64) == 15
+    assert Cost(0.14, 0.1442, 8).best_rows(64) == 64

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import pytest
 
-from tests.inference.fakes import FakeSession, Gate, servable
+from tests.inference.fakes import FakeSession, Gate, echo, servable
 from tests.inference.world import LONG, World, begun, body_of, code_of, run, turns, until, values_of
 
 pytestmark = pytest.mark.usefixtures("journal_on_and_off")
@@ -39,6 +40,48 @@ def test_a_deadline_that_passes_behind_or_inside_a_long_run_is_answered_while_it
         assert its_door.times == 1, "the late result was not dropped"
         assert session.rows == ([1, 1] if inside else [1])
         assert world.outcomes() == {"ok": 1, "deadline-exceeded": 1}
+        world.assert_at_rest()
+        world.pipeline.close()
+
+    run(main)
+
+
+def test_an_answer_that_is_ready_after_the_deadline_is_not_given() -> None:
+    """Two calls run together in the loop, where nobody looks at deadlines meanwhile; that of one passes."""
+    gate: list[Any] = []
+
+    def slowly(inputs: Any, outputs: Any) -> Any:
+        gate[0].deadline_ns = time.monotonic_ns()
+        return echo(inputs, outputs)
+
+    world = World(servable(FakeSession(slowly)))
+
+    async def main() -> None:
+        late, its_door = world.send(1)
+        gate.append(late)
+        _, other = world.send(2)
+        await until(lambda: its_door.times and other.times)
+        assert (code_of(its_door), values_of(other)) == ("deadline-exceeded", [2])
+        assert "while the model was running" in its_door.errors[0].message
+        assert world.outcomes() == {"ok": 1, "deadline-exceeded": 1}
+        world.assert_at_rest()
+        world.pipeline.close()
+
+    run(main)
+
+
+def test_a_deadline_that_a_run_is_hopelessly_too_long_for_is_refused_before_it_and_a_doubtful_one_is_tried() -> None:
+    session = FakeSession(echo)
+    world = World(servable(session, run_s=0.2, batch_s=0.4, batch_rows=8))
+
+    async def main() -> None:
+        for left_s, answered in ((0.02, False), (0.15, True)):
+            call, door = world.send(1, timeout=int(left_s * 1e6))
+            await until(lambda door=door: door.times)
+            assert (code_of(door) if not answered else values_of(door)) == (
+                "deadline-exceeded" if not answered else [1]
+            )
+        assert session.rows == [1]
         world.assert_at_rest()
         world.pipeline.close()
 

@@ -203,3 +203,12 @@ def test_the_expected_wait_is_what_is_left_of_the_run_and_all_that_waits_before(
         decoded(engine, [[value, value]])
     # Nine rows at 1 ms in two runs at 9 ms.
     assert engine.wait_s(0) == pytest.approx(0.005 + 0.009 + 0.018)
+
+
+def test_a_large_call_that_waits_is_expected_to_run_whole_as_it_will() -> None:
+    """Runs that take 0.1 s whatever they hold, and 3 ms a row: a call of 64 rows is one of them."""
+    engine, _ = engine_of(run_s=0.103, batch_s=0.124, batch_rows=8, max_rows=64)
+    decoded(engine, [[0, 0]])
+    engine.running = together(engine)
+    decoded(engine, [[value, value] for value in range(64)])
+    assert engine.wait_s(0) == pytest.approx(0.1 + 64 * 0.003)

@@ -88,6 +88,39 @@ def mixing_rows() -> bytes:
     )
 
 
+def dividing_by_the_largest(least: float = 100.0) -> bytes:
+    """y = x / max(least, the largest |x| of all rows): the axis was forgotten, which only large values show."""
+    nodes = [
+        helper.make_node("Abs", ["x"], ["size"]),
+        helper.make_node("ReduceMax", ["size"], ["largest"], keepdims=0),
+        helper.make_node("Max", ["largest", "least"], ["divisor"]),
+        helper.make_node("Div", ["x", "divisor"], ["y"]),
+    ]
+    inputs, outputs = [("x", TensorProto.FLOAT, ROW)], [("y", TensorProto.FLOAT, ROW)]
+    return build(nodes, inputs, outputs, {"least": np.array(least, np.float32)})
+
+
+def as_wide_as_the_largest() -> bytes:
+    """y is a range cut to the largest value of all rows, for each row: (N, K), and K depends on values."""
+    nodes = [
+        helper.make_node("ReduceMax", ["x"], ["largest"], keepdims=0),
+        helper.make_node("Cast", ["largest"], ["stop"], to=TensorProto.INT64),
+        helper.make_node("Range", ["zero", "stop", "one"], ["wide"]),
+        helper.make_node("Shape", ["x"], ["shape"], start=0, end=1),
+        helper.make_node("Concat", ["shape", "ones"], ["tall"], axis=0),
+        helper.make_node("Expand", ["wide", "tall"], ["y"]),
+    ]
+    weights = {"zero": np.array(0, np.int64), "one": np.array(1, np.int64), "ones": np.array([1], np.int64)}
+    return build(nodes, [("x", TensorProto.FLOAT, ROW)], [("y", TensorProto.INT64, ("N", "K"))], weights)
+
+
+def summing_long_rows(width: int = 4096) -> bytes:
+    """y = x @ w, whose sums of large values cancel: rows do not touch each other, and rounding is all that differs."""
+    weights = {"w": np.random.default_rng(1).standard_normal((width, 8)).astype(np.float32)}
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"])]
+    return build(nodes, [("x", TensorProto.FLOAT, ("N", width))], [("y", TensorProto.FLOAT, ("N", 8))], weights)
+
+
 def averaging_rows() -> bytes:
     """y has one row whatever x has, though the graph promises any number."""
     return build(

@@ -253,9 +253,10 @@ def test_a_sample_that_does_not_fit_the_model_refuses_the_version(
 
 
 def test_a_model_whose_rows_do_not_touch_each_other_is_batched(tmp_path: Path) -> None:
-    report = attempt(put(tmp_path, constant_answer(1)))
-    assert report.contract.batched
-    assert report.batch_run_s is not None
+    for number, model in enumerate((constant_answer(1), crafted.summing_long_rows())):
+        report = attempt(put(tmp_path / str(number), model))
+        assert report.contract.batched, report.notes
+        assert report.batch_run_s is not None
 
 
 @pytest.mark.parametrize(
@@ -264,6 +265,12 @@ def test_a_model_whose_rows_do_not_touch_each_other_is_batched(tmp_path: Path) -
         pytest.param(identity(dims=(1, 4)), "axis 0 of 'x' is not free", id="a fixed axis"),
         pytest.param(identity(dims=()), "axis 0 of 'x' is not free", id="scalars"),
         pytest.param(crafted.mixing_rows(), "row 0 of output 'y' alone is not what it is in a batch", id="softmax"),
+        pytest.param(
+            crafted.dividing_by_the_largest(), "row 0 of output 'y' alone is not what it is in a batch", id="largest"
+        ),
+        pytest.param(
+            crafted.as_wide_as_the_largest(), "how large output 'y' is depends on values, and so may on", id="wide"
+        ),
         pytest.param(crafted.averaging_rows(), "axis 0 of 'y' is not free", id="one row for all"),
         pytest.param(
             build([onnx.helper.make_node("Constant", [], ["y"], value_float=1.0)], [], [("y", TensorProto.FLOAT, [])]),
