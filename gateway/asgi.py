@@ -3,7 +3,8 @@
     uvicorn --factory gateway.asgi:app
 
 `headgate serve` is faster and survives more: it has workers, a supervisor and the fast door. This has the same routes,
-the same lifecycle and the same answers.
+the same lifecycle and the same answers. Nobody seals, archives, joins or monitors beside it: a later `headgate serve`
+over the same data folder does.
 """
 
 from __future__ import annotations
@@ -23,19 +24,27 @@ from gateway.models.repository import Repository
 from gateway.models.source import Source
 from gateway.models.table import ServingTable
 from gateway.models.wishes import WishBook
+from gateway.server import hold
 from gateway.settings import Settings, load
+from gateway.telemetry import logs
 from gateway.telemetry.store import CounterStore
 
 TICK_S = 0.25
 
 
 def app() -> Starlette:
-    """The application, set by HEADGATE_* variables alone."""
-    return create(load({}, os.environ))
+    """The application, set by HEADGATE_* variables alone; it logs as `headgate serve` does. Raises SettingError."""
+    settings = load({}, os.environ)
+    logs.configure(settings.log_level)
+    return create(settings)
 
 
 def create(settings: Settings) -> Starlette:
-    """The application with these settings; models are loaded from its start to its shutdown (ASGI lifespan)."""
+    """The application with these settings; models are loaded from its start to its shutdown (ASGI lifespan).
+
+    It holds the data folder meanwhile. Raises SettingError where another server does.
+    """
+    lock = hold(settings)
     table = ServingTable()
     counters = CounterStore()
     lifecycle = ThreadPoolExecutor(2, thread_name_prefix="lifecycle")
@@ -79,6 +88,7 @@ def create(settings: Settings) -> Starlette:
             lifecycle.shutdown(wait=False, cancel_futures=True)
             gateway.pipeline.close()
             gateway.feedback.close()
+            os.close(lock)
 
     built.router.lifespan_context = lifespan
     return built

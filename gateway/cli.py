@@ -25,13 +25,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
     args = parser.parse_args(argv)
     try:
-        return int(args.run(args))
+        code = int(args.run(args))
+        sys.stdout.flush()
+        return code
     except SettingError as error:
         print(f"headgate: {error.message}", file=sys.stderr)
         return 2
     except HeadgateError as error:
         print(f"headgate: {error.message}", file=sys.stderr)
         return 1
+    except BrokenPipeError:
+        # Whoever reads has seen enough (`| head`). What is still buffered must not be tried again at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except OSError as error:
         where = f": {error.filename}" if error.filename is not None else ""
         print(f"headgate: {error.strerror or error}{where}", file=sys.stderr)

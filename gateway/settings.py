@@ -192,12 +192,13 @@ class Settings:
     max_url_bytes: int = _row(4 * KIB, "Connections", size(256, MIB), "The request target; a longer one gets 414.")
     max_chunks: int = _row(65536, "Connections", whole(16, 1 << 24), "Pieces in which a body may come; more gets 400.")
     max_in_flight: int = _row(
-        4096, "Requests", whole(1, 1000000), "Inference requests in flight at once; one more gets 429.")
+        4096, "Requests", whole(1, 1000000), "Inference requests in flight at once in each worker; one more gets 429.")
     max_in_flight_per_model: int = _row(
-        2048, "Requests", whole(1, 1000000), "Inference requests in flight at once for one model.")
+        2048, "Requests", whole(1, 1000000), "Inference requests in flight at once for one model in each worker.")
     max_in_flight_per_client: int = _row(
         0, "Requests", whole(0, 1000000),
-        "Inference requests in flight at once for one client key; 0 is no quota.")
+        "Inference requests in flight at once for one client key in each worker; 0 is no quota. "
+        "Requests without a key have none.")
     client_key_header: str = _row(
         "x-client-key", "Requests", header_name(), "The header whose value tells clients apart for their quota.")
     max_wait_s: float = _row(

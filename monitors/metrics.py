@@ -113,6 +113,15 @@ class Collector:
 
     def __init__(self, service: Service, webhook: Webhook | None = None) -> None:
         self._service, self._webhook = service, webhook
+        self._counted: dict[tuple[str, ...], tuple[int, int]] = {}
+
+    def _grown(self, value: int, *key: str) -> int:
+        """A count that never falls, of one that does where a baseline is learned and counting begins anew."""
+        before, last = self._counted.get(key, (0, 0))
+        if value < last:
+            before += last
+        self._counted[key] = before, value
+        return before + value
 
     def collect(self) -> Iterator[Metric]:
         """See prometheus_client's Collector."""
@@ -184,9 +193,9 @@ class Collector:
                 whole[name].add_metric(labels, value)
             for detector, loss, number in found.detections:
                 detected.add_metric([*labels, detector, loss], number)
-            rows.add_metric(labels, found.progress.rows)
-            late.add_metric(labels, found.progress.late)
-            loose.add_metric(labels, found.progress.loose)
+            progress = found.progress
+            for family, value in ((rows, progress.rows), (late, progress.late), (loose, progress.loose)):
+                family.add_metric(labels, self._grown(value, family.name, *labels))
             learned.add_metric(labels, found.learned)
             for feature, name, value in found.scores:
                 score.add_metric([*labels, feature, name], value)

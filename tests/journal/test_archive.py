@@ -8,17 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import msgspec
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from gateway.journal import archive, shelves
+from gateway.journal import archive, ids, shelves
 from gateway.journal.columns import source_of
 from gateway.journal.keep import JournalRule, KeepRule
+from gateway.journal.keeper import Keeper
 from gateway.journal.reader import Damaged, Locator, Record, Segment
+from gateway.journal.segment import Segment as Writing
 from gateway.models.config import ModelConfig
 from gateway.models.servable import Servable
+from gateway.settings import Settings
 from gateway.types import Contract, TensorSpec
 from tests.inference.fakes import FakeSession, servable
 from tests.journal.rig import Gateway, document, normal
@@ -285,3 +289,18 @@ def test_the_same_date_leads_from_an_id_to_its_file(tmp_path: Path) -> None:
     assert shelves.places(tmp_path, model, 4) == []
     shutil.rmtree(tmp_path / path.relative_to(tmp_path).parts[0])
     assert shelves.find(tmp_path, prefix) is None
+
+
+def test_of_rows_that_nobody_could_write_any_more_an_archive_is_made_as_of_others(tmp_path: Path) -> None:
+    """A worker is killed in its first run: the rows of its segment are taken, and none was written."""
+    gateway = Gateway(tmp_path, with_rules(PLAIN))
+    gateway.send([[document(x=normal(200, 3))]])
+    (segment,) = gateway.close()
+    cut = Writing(tmp_path / "journal", msgspec.structs.replace(segment.spec, prefix=ids.new_prefix().decode()))
+    cut._fill = 100
+    cut.finish()
+    made = archive.write(Segment.open(cut.path), tmp_path / "archive")
+    assert (made.rows, made.damage) == (0, ())
+    assert made.path.stat().st_mode & 0o777 == 0o640
+    assert pd.read_parquet(made.path).empty
+    assert Keeper(Settings(data=tmp_path)).step().troubles == []
