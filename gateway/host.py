@@ -15,6 +15,7 @@ import socket
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -227,6 +228,13 @@ def end_with(parent: int) -> bool:
     """Have this process killed when its `parent` ends; False where that has ended already."""
     ctypes.CDLL(None).prctl(_DEATH_SIGNAL, signal.SIGKILL)
     return os.getppid() == parent
+
+
+def stand_back(niceness: int) -> None:
+    """Let others go first: as a process, and as a session, each of which Linux may give the same share of a core."""
+    os.nice(niceness)
+    with suppress(OSError):  # where it does not
+        Path("/proc/self/autogroup").write_text(str(niceness))
 
 
 def bare_environment() -> dict[str, str]:

@@ -315,3 +315,23 @@ def test_a_variable_is_read_as_a_c_library_sees_it(monkeypatch: pytest.MonkeyPat
     assert host.c_variable("A_TEST_OF_C") == "seen"
     monkeypatch.delenv("A_TEST_OF_C")
     assert host.c_variable("A_TEST_OF_C") is None
+
+
+def test_who_stands_back_does_so_as_a_session_too() -> None:
+    """Linux may divide a core between sessions before it looks at what their processes are content with."""
+    read, write = os.pipe()
+    if not (child := os.fork()):
+        os.setsid()
+        host.stand_back(7)
+        try:
+            group = Path("/proc/self/autogroup").read_text()
+        except OSError:
+            group = ""
+        os.write(write, f"{os.nice(0)} {group}".encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    os.close(write)
+    with os.fdopen(read) as told:
+        words = told.read().split()
+    assert int(words[0]) == os.nice(0) + 7
+    assert not words[1:] or words[-1] == "7"

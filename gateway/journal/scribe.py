@@ -133,9 +133,8 @@ def _start(*, hurry: bool) -> subprocess.Popen[bytes]:
     """Raises OSError."""
     command = [sys.executable, "-m", __name__, str(os.getpid()), "hurry" if hurry else "idle"]
     pipe = subprocess.PIPE
-    return subprocess.Popen(
-        command, bufsize=0, stdin=pipe, stdout=pipe, start_new_session=True, env=host.bare_environment()
-    )
+    # Not a session of its own: Linux gives each session the same share of a core, whatever its processes would take.
+    return subprocess.Popen(command, bufsize=0, stdin=pipe, stdout=pipe, process_group=0, env=host.bare_environment())
 
 
 def main(parent: int, pace: str) -> int:

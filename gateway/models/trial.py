@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import resource
 import time
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 
+from gateway import host
 from gateway.errors import HeadgateError, LoadRejected
 from gateway.models.golden import MAX_GOLDEN_BYTES, Golden, difference, to_arrays
 from gateway.models.manifest import GOLDEN, MANIFEST, MODEL, read_file, read_json, read_manifest, sha256, verified_file
@@ -267,7 +267,7 @@ def _limit_memory(job: Job) -> None:
 
 def main(job: bytes, verdict: int) -> int:
     """The child: limits first, then one job as JSON, and its verdict to a descriptor; returns the exit code."""
-    os.nice(10)
+    host.stand_back(10)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     told = msgspec.json.decode(job, type=Job)

@@ -79,6 +79,7 @@ def test_it_takes_only_time_that_nobody_wants_unless_it_is_in_a_hurry(
 ) -> None:
     scribe.archive(served(tmp_path, 1).path, tmp_path / "archive", hurry=hurry)
     assert os.sched_getscheduler(pid_of(scribe)) == policy
+    assert os.getsid(pid_of(scribe)) == os.getsid(0), "in a session of its own it would get as much as all of this one"
 
 
 def test_what_is_wrong_with_a_segment_is_said_as_it_is_here(tmp_path: Path, scribe: Scribe) -> None:
