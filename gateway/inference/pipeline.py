@@ -34,9 +34,10 @@ SWEEP_S = 0.05
 QUIET_TURNS = 16
 """After so many turns that brought a single call each, a call runs at once and not at the end of its turn."""
 
-NEAR_NS, HOPELESS = 10_000_000_000, 4e-9
-"""Where nothing runs, a call whose deadline is near is refused if its run is expected to take four times what is left
-(nanoseconds of that, and seconds): what was learned may be wrong, and is not corrected where nothing runs."""
+NEAR_NS = 10_000_000_000
+HOPELESS = 4e-9
+"""Where nothing runs, a call with a near deadline is refused if its run is expected to take four times what is left (in
+nanoseconds; the run in seconds): what was learned may be wrong, and is not corrected where nothing runs."""
 
 TURN_NS = 5_000_000
 """Runs of one turn take at most about this long; then the loop looks at its sockets again."""
@@ -62,6 +63,8 @@ class Pipeline:
         self._counters = counters
         self._default_ns = int(min(default_deadline_s, max_deadline_s) * 1e9)
         self._max_ns = int(max_deadline_s * 1e9)
+        # Deadlines that are nearer than usual are looked at again when the answer is there.
+        self._near_ns = min(NEAR_NS, self._default_ns // 2)
         self._engines: dict[Servable, Engine] = {}
         self._ways: dict[tuple[str, str | None], Engine] = {}
         self._published: object = None
@@ -144,14 +147,14 @@ class Pipeline:
                 call.prediction_id = new_id().encode()
             call.decoded_ns = now_ns = time.monotonic_ns()
             call.decode_ns = now_ns - (began_ns or call.arrived_ns)
-            if now_ns > call.deadline_ns:
-                raise DeadlineExceeded("the deadline passed before the request could run")
+            if (left_ns := call.deadline_ns - now_ns) < self._near_ns:
+                call.plain = False
+                if left_ns < 0:
+                    raise DeadlineExceeded("the deadline passed before the request could run")
+                if not engine.is_busy and engine.cost.expect_s(call.rows) > left_ns * HOPELESS:
+                    raise DeadlineExceeded("a run over so many rows is expected to take much longer than the deadline")
             if engine.behind or engine.running is not None:
                 self._refuse_late(engine, call)
-            elif (left_ns := call.deadline_ns - now_ns) < NEAR_NS and engine.cost.expect_s(
-                call.rows
-            ) > left_ns * HOPELESS:
-                raise DeadlineExceeded("a run over so many rows is expected to take much longer than the deadline")
         except HeadgateError as error:
             self._delivery.refuse(call, error)
             return

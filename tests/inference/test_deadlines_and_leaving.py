@@ -57,7 +57,7 @@ def test_an_answer_that_is_ready_after_the_deadline_is_not_given() -> None:
     world = World(servable(FakeSession(slowly)))
 
     async def main() -> None:
-        late, its_door = world.send(1)
+        late, its_door = world.send(1, timeout=1_000_000)
         gate.append(late)
         _, other = world.send(2)
         await until(lambda: its_door.times and other.times)
