@@ -35,6 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"headgate: {error.message}", file=sys.stderr)
         return 1
     except BrokenPipeError:
+        if args.run is _serve:
+            raise
         # Whoever reads has seen enough (`| head`). What is still buffered must not be tried again at the end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

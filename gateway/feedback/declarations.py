@@ -45,20 +45,20 @@ class Declarations:
         return self._rules.get(model, {})
 
     def declaring(self, name: str) -> dict[str, FeedbackRule]:
-        """The models that declare a name, with their declarations of it.
-
-        Raises NotReady where there are none but a model whose declarations cannot be read, which may be of it.
-        """
+        """The models that declare a name, with their declarations of it."""
         self._refresh()
-        found = {model: rules[name] for model, rules in sorted(self._rules.items()) if name in rules}
-        if not found and (unread := sorted(self._broken.keys() - self._rules.keys())):
-            raise NotReady(f"the declarations of model {unread[0]!r} cannot be read: {self._broken[unread[0]]}")
-        return found
+        return {model: rules[name] for model, rules in sorted(self._rules.items()) if name in rules}
 
     def find(self, model: str, name: str) -> dict[str, FeedbackRule]:
-        """The declarations of a name: of one model, or (model empty) of every model that has it. Raises NotReady."""
+        """The declarations of a name: of one model, or (model empty) of every model that has it.
+
+        Raises NotReady where there are none, but declarations that cannot be read may be some.
+        """
         if not model:
-            return self.declaring(name)
+            found = self.declaring(name)
+            if not found and (unread := sorted(self._broken.keys() - self._rules.keys())):
+                raise NotReady(f"the declarations of model {unread[0]!r} cannot be read: {self._broken[unread[0]]}")
+            return found
         rule = self.of(model).get(name)
         return {} if rule is None else {model: rule}
 

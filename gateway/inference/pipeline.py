@@ -151,7 +151,8 @@ class Pipeline:
                 call.plain = False
                 if left_ns < 0:
                     raise DeadlineExceeded("the deadline passed before the request could run")
-                if not engine.is_busy and engine.cost.expect_s(call.rows) > left_ns * HOPELESS:
+                cost = engine.cost
+                if cost.known and not engine.is_busy and cost.expect_s(call.rows) > left_ns * HOPELESS:
                     raise DeadlineExceeded("a run over so many rows is expected to take much longer than the deadline")
             if engine.behind or engine.running is not None:
                 self._refuse_late(engine, call)

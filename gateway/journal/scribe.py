@@ -116,7 +116,9 @@ class Scribe:
     def _answer(self, process: subprocess.Popen[bytes]) -> Done:
         assert process.stdout is not None
         until_s = float("inf") if self._hurries else time.monotonic() + self._patience_s
-        while not select.select([process.stdout], [], [], LOOK_S)[0]:
+        answered = select.poll()
+        answered.register(process.stdout, select.POLLIN)
+        while not answered.poll(LOOK_S * 1000):
             if self._stop() or time.monotonic() > until_s:
                 self.close()
                 raise Unfinished

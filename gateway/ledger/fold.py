@@ -170,27 +170,37 @@ class Folder:
         An id is made of its idempotency key. Where that was forgotten and used again, the same id says something else:
         it was acknowledged, so it is an event, with an id of its own.
         """
-        come = [
-            (name, event, _said(self._bare_row(event, {}))) for name, each in taken.items() for event in each.events
-        ]
-        known: dict[str, str] = {}
-        for some in slices(each for _, event, said in come for each in (event.feedback_id, _other_id(event, said))):
-            statement = select(events).where(events.c.feedback_id.in_(some))
-            rows = [dict(row) for row in self._connection.execute(statement).mappings()]
-            known |= {row["feedback_id"]: _said(row) for row in rows}
-        new: list[Event] = []
+        ids = (event.feedback_id for each in taken.values() for event in each.events)
+        known = {row["feedback_id"] for row in self._stored(ids, events.c.feedback_id)}
+        fresh: dict[str, Event] = {}
         repeats: Counter[str] = Counter()
-        for name, event, said in come:
-            if known.get(event.feedback_id, said) != said:
-                facts = {"event": "idempotency-key-reused", "feedback_id": event.feedback_id}
-                log.warning("an idempotency key that was forgotten came with other feedback", extra=facts)
-                event = msgspec.structs.replace(event, feedback_id=_other_id(event, said))
-            if event.feedback_id in known:
-                repeats[name] += 1
-            else:
-                known[event.feedback_id] = said
-                new.append(event)
-        return new, repeats
+        for name, each in taken.items():
+            for event in each.events:
+                is_known = event.feedback_id in known or event.feedback_id in fresh
+                if (new := self._as_another(event, fresh) if is_known else event) is None:
+                    repeats[name] += 1
+                else:
+                    fresh[new.feedback_id] = new
+        return list(fresh.values()), repeats
+
+    def _as_another(self, event: Event, fresh: Mapping[str, Event]) -> Event | None:
+        """An event whose id is known under an id of its own; None where it says what is known."""
+        said = _said(self._bare_row(event, {}))
+        other = msgspec.structs.replace(event, feedback_id=keyed_id("reused", event.feedback_id, said))
+        rows = self._stored((event.feedback_id, other.feedback_id), *events.c)
+        rows += [self._bare_row(fresh[each.feedback_id], {}) for each in (event, other) if each.feedback_id in fresh]
+        if said in map(_said, rows):
+            return None
+        facts = {"event": "idempotency-key-reused", "feedback_id": event.feedback_id}
+        log.warning("an idempotency key that was forgotten came with other feedback", extra=facts)
+        return other
+
+    def _stored(self, ids: Iterable[str], *columns: Any) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = []
+        for some in slices(ids):
+            rows = self._connection.execute(select(*columns).where(events.c.feedback_id.in_(some))).mappings()
+            found += [dict(row) for row in rows]
+        return found
 
     def _place(self, places: Mapping[str, Any], taken: Mapping[str, Taken], repeats: Counter[str]) -> None:
         rows = []
@@ -424,22 +434,11 @@ class Folder:
 
 def _said(row: Mapping[str, Any]) -> str:
     """What an event says, whatever became of it since; of a tombstone, which says nothing else, its id says it all."""
-    members = (
-        "op",
-        "name",
-        "value",
-        "address_text",
-        "event_time_ns",
-        "source_type",
-        "source_id",
-        "observed_ns",
-        "link",
-    )
-    return repr([row[name] for name in (*members, "rationale")]) if row["op"] == "put" else row["op"]
-
-
-def _other_id(event: Event, said: str) -> str:
-    return keyed_id("reused", event.feedback_id, said, event.prediction_id, str(event.row))
+    if row["op"] != "put":
+        return str(row["op"])
+    about = row["address_text"] or (row["prediction_id"], row["part"] or 0)
+    names = "name value event_time_ns source_type source_id observed_ns link rationale"
+    return repr([about, *(row[name] for name in names.split())])
 
 
 __all__ = ["Declarations", "Folder"]

@@ -307,10 +307,11 @@ def test_a_declaration_that_is_changed_resolves_its_labels_anew_and_is_logged(
 def test_a_key_that_was_forgotten_and_used_for_something_else_loses_no_event(
     rig: Rig, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Events of one id: as it is when the table of keys has forgotten a key. 1. Yes. 2. No. 3. Both again.
-    Result: two events, each once; the later one is the label; and the log tells.
+    """Events of one id: as it is when the table of keys has forgotten a key. 1. Yes. 2. No. 3. Both again. 4. Yes of
+    another prediction. Result: three events, each once; the later one of the first two is the label; and the log tells.
     """
-    prediction = write(open_segment(rig.data), START - DAY)
+    segment = open_segment(rig.data)
+    prediction, another = write(segment, START - DAY), write(segment, START - DAY)
     facts = {"prediction_id": prediction, "feedback_id": "0" * 8 + "-0000-8000-8000-" + "0" * 12}
     rig.put(True, **facts)
     rig.step()
@@ -324,4 +325,8 @@ def test_a_key_that_was_forgotten_and_used_for_something_else_loses_no_event(
     assert sorted(said) == [(False, "matched"), (True, "conflict")]
     (label,) = rig.ledger.prediction(prediction)["labels"]
     assert label["value"] is False
-    assert "an idempotency key that was forgotten came with other feedback" in caplog.messages
+    for _ in range(2):
+        rig.put(True, **facts | {"prediction_id": another})
+        rig.step()
+    assert [row["state"] for row in rig.ledger.prediction(another)["feedback"]] == ["matched"]
+    assert caplog.messages.count("an idempotency key that was forgotten came with other feedback") == 2
