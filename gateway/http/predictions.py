@@ -55,7 +55,7 @@ async def prediction(request: Request) -> Response:
     text = request.path_params["prediction_id"]
     name = ids.parse(text.lower())
     if name is None:
-        expected = "a UUID as replies carry it, or that and %23row"
+        expected = "a UUID of version 8 as replies carry it, or that and %23row"
         raise InvalidRequest(f"prediction_id must be {expected}, got {quote(text)}", field="prediction_id")
     state = request.app.state
     return json_response(await asyncio.to_thread(lambda: _document(name, data, state)))

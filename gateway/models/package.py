@@ -167,7 +167,8 @@ def _golden(model: bytes, report: Report, path: Path) -> bytes:
     except OSError as error:
         raise LoadRejected(f"the samples file {path.name} cannot be read ({error.strerror})") from None
     except msgspec.DecodeError as error:
-        raise LoadRejected(f"the samples file is not valid: {error}") from None
+        wanted = 'a list of requests, [{"inputs": [...]}, ...]'
+        raise LoadRejected(f"the samples file is not valid; it must be {wanted}: {error}") from None
     session = Session(model, SessionOptions(), report.unranked)
     contract = session.contract
     complete: list[Sample] = []

@@ -77,7 +77,7 @@ def test_samples_without_answers_get_the_models_own_and_hold_it_to_them(tmp_path
         ),
         pytest.param(constant_answer(7), [{"inputs": [tensor("z", 1, 2, 3, 4)]}], "'z'", id="an unknown input"),
         pytest.param(constant_answer(7), [{"input": []}], "samples file is not valid", id="no sample"),
-        pytest.param(constant_answer(7), {"inputs": []}, "samples file is not valid", id="no list"),
+        pytest.param(constant_answer(7), {"inputs": []}, "it must be a list of requests", id="no list"),
     ],
 )
 def test_a_version_that_does_not_pass_leaves_nothing_behind(
