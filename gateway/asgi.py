@@ -3,8 +3,8 @@
     uvicorn --factory gateway.asgi:app
 
 `headgate serve` is faster and survives more: it has workers, a supervisor and the fast door. This has the same routes,
-the same lifecycle and the same answers. Nobody seals, archives, joins or monitors beside it: a later `headgate serve`
-over the same data folder does.
+the same lifecycle and the same answers. Nobody archives, joins or monitors beside it: a later `headgate serve` over
+the same data folder does.
 """
 
 from __future__ import annotations

@@ -352,3 +352,13 @@ def test_the_command_has_one_thread_so_that_no_signal_to_the_supervisor_goes_to_
     environment = {name: value for name, value in os.environ.items() if name != "OPENBLAS_NUM_THREADS"}
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
     assert ran.stdout.split() == ["1"]
+
+
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    """The other end of standard output is closed before anything is written, as by `| head` once it has its lines."""
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "gateway", "doctor", "--json"]
+    ended = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, timeout=60)
+    os.close(write)
+    assert (ended.returncode, ended.stderr) == (0, b"")

@@ -31,6 +31,11 @@ class PredictionId(NamedTuple):
         return f"{self.prefix}{self.row:08x}" + ("" if self.part is None else f"#{self.part}")
 
 
+def is_prefix(text: str) -> bool:
+    """Whether a text is what the ids of one segment begin with."""
+    return len(text) == PREFIX_LENGTH and parse(text + "0" * 8) is not None
+
+
 def parse(text: str) -> PredictionId | None:
     """The parts of an id, or None where it is not one of ours."""
     match = _ID.fullmatch(text)

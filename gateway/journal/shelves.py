@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
+from gateway.journal import ids
 from gateway.journal.reader import INDEX_FOLDER
 from gateway.journal.schema import SEGMENT_SUFFIX
 
 FOLDER = "archive"
 SUFFIX = ".parquet"
-
-_PREFIX = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){4}")
 
 
 class Place(NamedTuple):
@@ -50,7 +48,7 @@ def places(folder: Path, model: str | None = None, version: int | None = None) -
     pattern = f"model={'*' if model is None else model}/version={'*' if version is None else version}"
     found = []
     for path in folder.glob(f"{pattern}/date=*/*{SUFFIX}"):
-        if _PREFIX.fullmatch(path.stem) and path.parts[-3][8:].isdecimal():
+        if ids.is_prefix(path.stem) and path.parts[-3][8:].isdecimal():
             found.append(Place(path, path.parts[-4][6:], int(path.parts[-3][8:]), path.stem))
     return sorted(found, key=lambda place: place.prefix)
 

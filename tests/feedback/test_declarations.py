@@ -99,5 +99,9 @@ def test_a_file_that_never_could_be_read_is_not_ready_and_says_why(folder: Folde
         declarations.of("a")
     assert str(folder.path) not in str(caught.value)
     assert list(declarations.declaring("late")) == ["b"]
+    assert list(declarations.find("", "late")) == ["b"]
+    with pytest.raises(NotReady, match="declarations of model 'a' cannot be read"):
+        declarations.find("", "stars")
+    assert declarations.declaring("stars") == {}, "who only asks what is there is told"
     folder.write("a", "[feedback.late]\ntype = 'text'")
     assert folder.later().of("a")["late"].type == "text"

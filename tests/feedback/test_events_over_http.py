@@ -142,7 +142,7 @@ def test_a_value_that_no_declaring_model_takes_is_refused_though_the_prediction_
 
 def test_an_undeclared_name_is_refused(desk: Desk) -> None:
     document = {"prediction_id": desk.predictions.add(), "name": "gauge", "value": 1}
-    refused(desk, document, 422, "invalid-feedback", "name", "model 'flights' declares no feedback named 'gauge'")
+    refused(desk, document, 422, "invalid-feedback", "name", "no feedback named 'gauge'; it declares '")
 
 
 def test_a_name_that_no_model_declares_is_refused(desk: Desk) -> None:
@@ -188,6 +188,7 @@ def test_a_row_that_is_not_there_is_refused(desk: Desk) -> None:
         ({"observed_at": "2026-09-17"}, "observed_at", "with a zone"),
         ({"observed_at": "1969-12-31T23:59:59Z"}, "observed_at", "from 1970"),
         ({"observed_at": "9999-12-31T23:59:59Z"}, "observed_at", "to 2099"),
+        ({"observed_at": "2090-01-01T00:00:00Z"}, "observed_at", "must not be more than a day ahead"),
         ({"supersedes": "x"}, "supersedes", "must be the feedback_id of another event"),
         ({"rationale": "x" * 4001}, "rationale", "at most 4000 characters, got 4001"),
         ({"source": {"id": "a\nb"}}, "source.id", r"no control characters, got 'a\nb'"),

@@ -74,6 +74,7 @@ def test_a_declaration_survives_the_serving_plan() -> None:
         pytest.param("type = 'boolean'\nresolve = 'source-precedence'", "sources", id="precedence of nobody"),
         pytest.param("type = 'boolean'\nsources = ['a', 'a']", "feedback.it.sources", id="a source twice"),
         pytest.param("type = 'boolean'\nresolve = 'newest'", "resolve", id="an unknown rule"),
+        pytest.param("type = 'boolean'\njoin_window = '36526d'", "at most 36525d", id="more than a hundred years"),
         pytest.param("type = 'boolean'\nentity = '" + "x" * 129 + "'", "entity", id="a long entity"),
     ],
 )

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import httpx
+import pytest
 
 from gateway import asgi
+from gateway.errors import SettingError
+from gateway.server import hold
 from gateway.settings import Settings
 from tests.onnx_models import constant_answer, identity, put
 
@@ -23,6 +27,14 @@ async def wait_for(reached: Callable[[], Awaitable[bool]], what: str) -> None:
     while not await reached():
         assert time.monotonic() < deadline, what
         await asyncio.sleep(0.02)
+
+
+def test_it_does_not_share_its_data_folder(tmp_path: Path) -> None:
+    settings = Settings(models=tmp_path / "models", data=tmp_path / "data")
+    lock = hold(settings)
+    with pytest.raises(SettingError, match="is in use by another server"):
+        asgi.create(settings)
+    os.close(lock)
 
 
 def test_it_loads_answers_changes_and_ends(tmp_path: Path) -> None:
